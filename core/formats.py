@@ -28,6 +28,11 @@ def count(number: int) -> str:
     return f"{rounded / size:.3g} {letter}"
 
 
+def quantity(number: int, noun: str) -> str:
+    """Format a count of things: 1 request, 1,204 requests."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def money(nano_dollars: int) -> str:
     """Format nano-dollars as $12.34; amounts below ten cents with two significant digits."""
     dollars = nano_dollars / NANO_DOLLARS
@@ -88,6 +93,22 @@ def percent(share: float | None) -> str:
 def utc_text(at: datetime | None, absent: str = "never", *, seconds: bool = False) -> str:
     """Format a time in UTC, to the minute or second: 2026-11-30 23:50 UTC."""
     return absent if at is None else at.astimezone(UTC).strftime(f"%Y-%m-%d %H:%M{':%S' if seconds else ''} UTC")
+
+
+def clock_text(at: datetime, now: datetime, *, with_day: bool = False) -> str:
+    """Format a time in UTC as 15:25 UTC, on another day (or `with_day`) as 30 Nov 15:25 UTC."""
+    day = "" if at.date() == now.date() and not with_day else "%-d %b " if at.year == now.year else "%-d %b %Y "
+    return f"{at:{day}%H:%M} UTC"
+
+
+def span_text(begin: datetime, end: datetime | None, now: datetime) -> str:
+    """Format a span as `30 Nov 15:25-16:04 UTC (39 min)`, one that is not over as `since 30 Nov 15:25 UTC (39 min)`."""
+    first, lasted = clock_text(begin, now, with_day=True), duration(((end or now) - begin).total_seconds())
+    if end is None:
+        return f"since {first} ({lasted})"
+    is_one_day = end.date() == begin.date()
+    last = f"{NOTHING}{end:%H:%M} UTC" if is_one_day else f" {NOTHING} {clock_text(end, now, with_day=True)}"
+    return f"{first.removesuffix(' UTC')}{last} ({lasted})"
 
 
 def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:

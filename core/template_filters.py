@@ -13,6 +13,7 @@ register = template.Library()
 
 for each in (
     formats.count,
+    formats.quantity,
     formats.money,
     formats.exact_money,
     formats.milliseconds,

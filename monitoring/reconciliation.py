@@ -151,7 +151,7 @@ def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> I
                     yield LedgerDifference(holder, month, allowed)
 
 
-def ledgers_mend(differences: Iterable[LedgerDifference]) -> list[LedgerDifference]:
+def ledgers_fix(differences: Iterable[LedgerDifference]) -> list[LedgerDifference]:
     """Correct the ledgers whose difference is known exactly, write audit entries, and return them.
 
     A correction adds the difference, so calls may settle at the same time. Raises redis.RedisError.

@@ -153,6 +153,14 @@ def headline(record: RequestRecord) -> str:
     return f"{record.status} after {after}: {reason}" if reason else f"{record.status} after {after}"
 
 
+def cause(record: RequestRecord) -> str:
+    """Return why a request failed, in the same words for requests that failed alike: `openai answered 502`."""
+    first = next(iter(attempts_of(record)), None)
+    if first is None:
+        return _reason(record.error_code)
+    return f"{first.provider} {first.said}" if first.provider else first.text
+
+
 def _together(attempts: Sequence[Attempt]) -> str:
     """Tell of failed calls, repeated ones once: `openai refused the connection twice, then azure answered 503`."""
     told = []

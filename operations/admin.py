@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin import SimpleListFilter
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -15,14 +18,15 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from accounts.admin.base import Confirmation, action, actor_of, ask, change_url, column, display, is_confirmed
+from accounts.admin.base import Confirmation, action, actor_of, ask, column, display, found, is_confirmed, page
 from accounts.admin.lists import KeysetAdmin, KeysetChangeList
 from accounts.audit import audit_event
-from core.formats import NOTHING, ago, utc_text
-from monitoring.models import Alert, AlertDelivery
+from core.formats import quantity, span_text, utc_text
+from monitoring.models import VIEW_RECORDS, Alert, AlertDelivery
 from operations import overview
-from operations.alerts.deliveries import lasted, send_test_alert
-from operations.alerts.groups import AlertGroup, group_alerts, group_of
+from operations.alerts.conditions import advice
+from operations.alerts.deliveries import send_test_alert
+from operations.alerts.groups import BUDGET_ERROR, AlertGroup, affected_by, allowed, group_alerts, group_of, log_url
 from operations.alerts.incidents import is_anybody_notified
 
 __all__ = ["AlertAdmin", "overview"]
@@ -31,6 +35,8 @@ OPEN, RESOLVED = "Open", "Resolved"
 STATE_BADGES = {OPEN: "danger", RESOLVED: "success"}
 NO_CHANNEL = "Set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS, then restart and send a test alert."
 NOBODY = format_html('<span title="{}">⚠ No channel set up</span>', NO_CHANNEL)
+#: Accounts and models that an alert's page names, of each.
+MOST_AFFECTED = 5
 LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
 
 
@@ -57,6 +63,7 @@ class AlertChangeList(KeysetChangeList):
         super().get_results(request)
         groups = group_alerts(list(self.result_list))
         for group in groups:
+            group.links = allowed(request, group.links)
             group.lead.group = group  # type: ignore[attr-defined]  # a column gets the row alone
         self.result_list = [group.lead for group in groups]
 
@@ -65,13 +72,13 @@ class AlertChangeList(KeysetChangeList):
 class AlertAdmin(KeysetAdmin):
     """Incidents, newest first, read-only."""
 
-    list_display = ("incident", "state", "kind", "about", "began", "notified")
+    list_display = ("incident", "state", "kind", "about", "time", "notified")
     list_filter = (StateFilter, "kind")
     list_before_template = "admin/monitoring/alert/channels.html"
     time_column = "began_at"
-    fields = readonly_fields = ("state", "kind", "title", "text", "about", "began", "ended", "notified", "related")
     state = column("state", lambda alert: RESOLVED if alert.ended_at else OPEN, label=STATE_BADGES)
-    incident = column("alert", lambda alert: _group(alert).title)
+    incident = column("alert", lambda alert: alert.group.title)
+    time = column("time", lambda alert: span_text(alert.group.since, alert.group.until, now()))
     actions_list = ("test",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -87,6 +94,30 @@ class AlertAdmin(KeysetAdmin):
         """Show the list, with a warning if nobody is notified."""
         warning = "" if is_anybody_notified() else f"Nobody is notified of alerts: no channel is set up. {NO_CHANNEL}"
         return super().changelist_view(request, {**(extra_context or {}), "nobody_notified": warning})
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show what happened, whom it affected, what to do, and who was notified. Raises PermissionDenied, Http404."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        alert = found(self, request, unquote(object_id))
+        group = group_of(alert)
+        context = {
+            "original": alert,
+            "group": group,
+            "when": span_text(group.since, group.until, now()),
+            "advice": advice(group.lead),
+            "links": allowed(request, group.links),
+            "deliveries": list(_deliveries(alert)),
+            "no_channel": "" if is_anybody_notified() else NO_CHANNEL,
+            "others": [
+                (each, span_text(each.began_at, each.ended_at, now())) for each in group.alerts if each != alert
+            ],
+        }
+        if group.filters and request.user.has_perm(VIEW_RECORDS):
+            context |= _requests(group)
+        return page(self, request, "admin/monitoring/alert/page.html", group.title, context)
 
     @action(description="Send a test alert", permissions=["test"], icon="campaign", url_path="test")
     def test(self, request: HttpRequest) -> HttpResponse:
@@ -114,29 +145,8 @@ class AlertAdmin(KeysetAdmin):
     @display(description="about")
     def about(self, alert: Alert) -> SafeString | str:
         """Return links to what the alert is about, and to the request log of its time."""
-        links = format_html_join(" · ", LINK, ((url, text) for text, url in _group(alert).links))
+        links = format_html_join(" · ", LINK, ((url, text) for text, url in alert.group.links))  # type: ignore[attr-defined]
         return format_html("<span>{}</span>", links or "the platform")
-
-    @display(description="same incident")
-    def related(self, alert: Alert) -> SafeString | str:
-        """Return links to the other alerts of the incident."""
-        others = ((change_url(each), f"{each.title}, {utc_text(each.began_at)}") for each in group_of(alert).alerts)
-        own = change_url(alert)
-        return format_html_join("", f"<div>{LINK}</div>", (each for each in others if each[0] != own)) or NOTHING
-
-    @display(description="began")
-    def began(self, alert: Alert) -> SafeString:
-        """Return how long ago the alert began, and how long it lasted; the exact time on hover."""
-        ended = f", lasted {lasted(alert)}" if alert.ended_at else ""
-        since = _group(alert).since
-        return format_html('<span title="{}">{}{}</span>', utc_text(since), ago(since, now()), ended)
-
-    @display(description="ended")
-    def ended(self, alert: Alert) -> str:
-        """Return when the incident ended, and its duration so far."""
-        if alert.ended_at is None:
-            return f"open for {lasted(alert)}"
-        return f"{utc_text(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="notified")
     def notified(self, alert: Alert) -> SafeString | str:
@@ -145,12 +155,25 @@ class AlertAdmin(KeysetAdmin):
         return format_html_join("", "<div>{}</div>", lines) or NOBODY
 
 
+def _requests(group: AlertGroup) -> dict[str, Any]:
+    """Return the requests that a group affected, and for each account and model how many, with the URL of the log."""
+    seen = affected_by(group)
+    more = {} if "status" in group.filters else {"error_code": BUDGET_ERROR}
+
+    def part(name: str, by: str, numbers: Mapping[str, int]) -> tuple[str, list[tuple[str, int, str]], int]:
+        most = Counter(numbers).most_common(MOST_AFFECTED)
+        rows = [(text, number, log_url(group, **more, **{by: text})) for text, number in most if text]
+        return name, rows, len(numbers) - len(most)
+
+    return {
+        "affected": seen,
+        "verb": "were refused" if more else "failed",
+        "affected_url": log_url(group, **more),
+        "affected_parts": [part("Accounts", "account", seen.accounts), part("Models", "model", seen.models)],
+    }
+
+
 def _deliveries(alert: Alert) -> Iterator[str]:
     for delivery in alert.deliveries.all():
-        pending = f"{delivery.failure or 'sending'} ({delivery.attempts} attempts)"
+        pending = f"{delivery.failure or 'sending'} ({quantity(delivery.attempts, 'attempt')})"
         yield f"{delivery}: {utc_text(delivery.sent_at, pending)}"
-
-
-def _group(alert: Alert) -> AlertGroup:
-    """Return the group that a row of the list stands for; on its own page, an alert's alone."""
-    return getattr(alert, "group", None) or group_alerts([alert])[0]

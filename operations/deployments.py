@@ -9,12 +9,13 @@ import structlog
 from django.urls import reverse
 from redis.exceptions import RedisError
 
+from core.formats import quantity
 from inference.catalog import catalog
 from inference.models import Deployment
 from inference.selectors import deployments_without_price
 from inference.upstream.breaker import BreakerReading, BreakerState, breakers, failing
 from monitoring.models import Alert
-from operations.alerts.conditions import alert_subjects, health_subject
+from operations.alerts.conditions import alert_subjects, health_subject, shown_cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class DeploymentState:
         troubles = [
             f"{self.missing} is not set on this server" if self.missing else "",
             "the provider does not return its list of models" if self.is_unlisted else "",
-            f"calls of {self.accounts} account{'' if self.accounts == 1 else 's'} fail" if self.accounts else "",
+            f"calls of {quantity(self.accounts, 'account')} fail" if self.accounts else "",
             "" if self.is_priced else "no price, so the cost of calls is unknown",
         ]
         return "; ".join(filter(None, troubles)) if self.is_enabled else ""
@@ -90,7 +91,7 @@ def deployment_states() -> list[DeploymentState]:
                 is_enabled=each.is_enabled and each.model.is_enabled and each.provider.is_enabled,
                 state=str(reading.state),
                 open_since=reading.since,
-                cause=reading.cause,
+                cause=shown_cause(reading.cause),
                 accounts=reading.accounts,
                 alert_subjects=alert_subjects(each.pk),
                 missing=", ".join(each.provider.missing_variables),

@@ -80,7 +80,7 @@ def test_it_knows_when_a_provider_is_configured() -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Run no installation in an environment that is whole; return what would have run."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(install, "run_logged", lambda title, command, log, mend="": commands.append(command))
+    monkeypatch.setattr(install, "run_logged", lambda title, command, log, fix="": commands.append(command))
     monkeypatch.setattr(install, "_can_compile", lambda: False)
     monkeypatch.setattr(install, "_is_usable", lambda folder: True)
     return commands
@@ -110,7 +110,7 @@ def test_it_installs_a_requirement_file_again_only_when_it_changed_or_the_enviro
 def test_it_goes_on_without_what_is_optional_and_says_so(
     tmp_path: Path, ran: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(title: str, command: list[str], log: Path, mend: str = "") -> None:
+    def fail(title: str, command: list[str], log: Path, fix: str = "") -> None:
         raise LaunchError("no such header")
 
     monkeypatch.setattr(install, "run_logged", fail)
@@ -126,7 +126,7 @@ def test_it_tells_a_failed_command_in_one_line_and_keeps_its_output(
     script = "print('a'); print('ERROR: no such package'); print('a hint'); raise SystemExit(1)"
     log = tmp_path / "log" / "install.log"
     with pytest.raises(LaunchError) as raised:
-        run_logged("Installing", [sys.executable, "-c", script], log, mend="check the network")
+        run_logged("Installing", [sys.executable, "-c", script], log, fix="check the network")
     assert str(raised.value) == (f"Installing failed: ERROR: no such package; check the network (whole output: {log})")
     assert log.read_text() == "a\nERROR: no such package\na hint\n"
     assert capsys.readouterr().out == "Installing ...\n  a\n  ERROR: no such package\n  a hint\n"

@@ -160,7 +160,7 @@ def test_it_says_that_the_process_is_full(scene: Scene) -> None:
 
 def test_it_probes_what_nobody_calls_until_it_is_there(scene: Scene) -> None:
     model, port = "away-unasked", scene.ports["away-unasked"]
-    told = f"no calls go to provider-0-{port}/{model}"
+    told = f"provider-0-{port} is down for {model}"
     scene.put_aside(model)
     assert re.search(r"Open: no calls since [\d: -]+ UTC: connection refused", scene.row(model))
     wait_until(

@@ -84,7 +84,7 @@ def test_it_tells_of_a_breaker_that_a_server_has_open(hook: Hook) -> None:
             return "breaker:1" in told
 
         wait_until(is_told, "a probe to fail as well, and an alert")
-    assert "no calls go to openai/" in told["breaker:1"]
+    assert told["breaker:1"].startswith("openai is down for ")
 
 
 def test_it_ingests_while_a_webhook_and_a_provider_hang() -> None:

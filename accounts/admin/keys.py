@@ -46,7 +46,7 @@ from accounts.keys import SHOWN_PREFIX
 from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_made_by
-from core.formats import utc_text
+from core.formats import quantity, utc_text
 from core.network import parse_address
 from core.redaction import PREFIX
 
@@ -326,7 +326,7 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         """Return the confirmation; once it is confirmed, revoke the keys and return None."""
         if is_confirmed(request):
             stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)
-            done = f"{_count(stopped)} revoked: refused everywhere within a second."
+            done = f"{quantity(stopped, 'key')} revoked: refused everywhere within a second."
             messages.success(request, done if stopped else "Nothing to revoke.")
             return None
         accounts = {key.account.name for key in keys}
@@ -340,9 +340,9 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
             names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
             consequences.append(f"Keys made by {these} go on working, under the same limits as before: {names}.")
         question = Confirmation(
-            title=f"Revoke {_count(len(keys))}?",
+            title=f"Revoke {quantity(len(keys), 'key')}?",
             consequences=consequences,
-            submit=f"Revoke {_count(len(keys))}",
+            submit=f"Revoke {quantity(len(keys), 'key')}",
             affected=[_key_line(key) for key in keys],
             cancel_url=cancel_url,
             hidden=hidden,
@@ -353,10 +353,6 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
 def _combine(text: bytes, pad: bytes) -> bytes:
     """Combine bytes with a pad of the same length by exclusive or, which is its own inverse."""
     return bytes(one ^ other for one, other in zip(text, pad, strict=True))
-
-
-def _count(number: int) -> str:
-    return "1 key" if number == 1 else f"{number:,} keys"
 
 
 def _more(made: list[ApiKey]) -> str:

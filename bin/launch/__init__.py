@@ -15,7 +15,7 @@ CAN_MAKE_ENVIRONMENTS = "import venv, ensurepip"
 
 
 class LaunchError(Exception):
-    """Something that the person at the keyboard can mend; the message is one line that says what and how."""
+    """Something that the person at the keyboard can fix; the message is one line that says what and how."""
 
 
 def say(text: str) -> None:

@@ -97,7 +97,7 @@ def _install(root: Path, folder: Path, name: str, log: Path) -> None:
         return
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     command += ["--progress-bar=off", *OPTIONS.get(name, []), "-r", str(root / name)]
-    run_logged(f"Installing {name}", command, log, mend="check the network and start again")
+    run_logged(f"Installing {name}", command, log, fix="check the network and start again")
     file.write_text(json.dumps({**stamps, name: fingerprint}, indent=1))
 
 
@@ -134,7 +134,7 @@ def chromium() -> str | None:
 
 
 def run_logged(
-    title: str, command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, mend: str = ""
+    title: str, command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, fix: str = ""
 ) -> None:
     """Run a command to its end. Its output goes to the log; here only the seconds show that it is alive.
 
@@ -174,7 +174,7 @@ def run_logged(
     erase = "\r\033[K" if rewrites else ""
     if process.returncode != 0:
         say(erase + "\n".join(f"  {line}" for line in ending))
-        hint = f"; {mend}" if mend else ""
+        hint = f"; {fix}" if fix else ""
         last = error or (ending[-1] if ending else "no output")
         raise LaunchError(f"{title} failed: {last}{hint} (whole output: {log})")
     say(f"{erase}  done in {time.monotonic() - started:.0f} s")

@@ -203,14 +203,31 @@ def rollups_add(added: Sums) -> None:
 
 
 def rollups_forget(account_ids: Collection[int]) -> None:
-    """Delete what rollups have left of accounts whose records are gone, and take it out of the platform's days."""
-    less = Sums()
-    rows = Rollup.objects.filter(account_id__in=account_ids)
-    for row, tally in decoded(rows.values_list(*READ)):
+    """Delete what rollups have left of accounts whose records are gone, and take it out of the platform's rows.
+
+    Of days whose keys' quarter hours were pruned, the accounts' quarter hours are not known any more. What others have
+    in the same endpoint, model and outcome of such a day is added up in its first quarter hour.
+    """
+    less, pruned = Sums(), Sums()
+    for row, tally in decoded(Rollup.objects.filter(account_id__in=account_ids).values_list(*READ)):
         amounts = [-amount for amount in tally]
         less.add(row, amounts)
         if row.grain == ACCOUNT_DAY:
             less.add(row._replace(grain=PLATFORM_DAY, account_id=0), amounts)
+            pruned.add(row._replace(grain=PLATFORM_QUARTER, account_id=0), amounts)
+        elif row.grain == KEY_QUARTER:
+            quarter = row._replace(grain=PLATFORM_QUARTER, account_id=0, key_id=0)
+            less.add(quarter, amounts)
+            pruned.add(quarter._replace(start=row.start - row.start % DAY), tally)
+    for first, amounts in pruned.tallies.items():
+        if any(amounts):
+            day = {"start__gte": first.start, "start__lt": first.start + DAY}
+            what = {"endpoint": first.endpoint, "model": first.model, "outcome": first.outcome}
+            quarters = Rollup.objects.filter(grain=PLATFORM_QUARTER, **day, **what)
+            less.add(first, amounts)
+            for row, tally in decoded(quarters.values_list(*READ)):
+                less.add(row, [-amount for amount in tally])
+                less.add(first, tally)
     if less.tallies:
         rollups_add(less)
 

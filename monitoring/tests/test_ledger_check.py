@@ -28,7 +28,7 @@ from core.times import month_of, month_start
 from monitoring import reconciliation
 from monitoring.ingester import Ingester
 from monitoring.models import RequestRecord, Rollup
-from monitoring.reconciliation import LOOKS, LedgerDifference, ledger_differences, ledgers_mend, unwritten
+from monitoring.reconciliation import LOOKS, LedgerDifference, ledger_differences, ledgers_fix, unwritten
 from monitoring.recorder import write_record
 from monitoring.rollups.periods import DAY
 from monitoring.tests.samples import a_draft, an_operation, now_micros, open_call, recorded, scope_of
@@ -212,7 +212,7 @@ class TestWrongLedgers:
         meanwhile(monkeypatch, lambda: ledgers.use(7))
         (found,) = differences()
         assert str(found).endswith("was charged at least 1,000 tokens too much")
-        assert ledgers_mend([found]) == [], "a ledger in use is corrected another time"
+        assert ledgers_fix([found]) == [], "a ledger in use is corrected another time"
         assert not AuditEntry.objects.filter(action="corrected").exists()
 
     def test_it_looks_at_the_month_of_admission(self, ledgers: Ledgers) -> None:
@@ -291,7 +291,7 @@ class TestCommand:
         assert "was charged 1,000 tokens too much" in err
         assert "1 ledgers disagree with the records" in err
 
-    def test_it_mends_ledgers_if_it_is_told_to_and_the_rollups_are_right(
+    def test_it_fixes_ledgers_if_it_is_told_to_and_the_rollups_are_right(
         self, ledgers: Ledgers, capsys: pytest.CaptureFixture[str]
     ) -> None:
         open_call(ledgers.limits, ledgers.owner, tokens=100)
@@ -299,7 +299,7 @@ class TestCommand:
         name = ledgers.name(ledgers.key)
         right = ledgers.store.hgetall(name)
         ledgers.store.hset(name, mapping={"st": 5, "sc": 10**9, "rt": 0, "rc": 7})
-        call_command("check_rollups", "--mend-ledgers")
+        call_command("check_rollups", "--fix-ledgers")
         assert ledgers.store.hgetall(name) == right
         assert "Corrected 1 ledgers." in capsys.readouterr().out
         assert "was charged 25 tokens too little" in AuditEntry.objects.get(action="corrected").after["difference"]

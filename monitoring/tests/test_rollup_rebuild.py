@@ -69,7 +69,7 @@ SPOILERS = [None, spoil_by_deleting_all, spoil_amounts, spoil_by_inventing]
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
-def test_it_mends_whatever_is_wrong(log: None, spoil: Callable[[], None] | None) -> None:
+def test_it_fixes_whatever_is_wrong(log: None, spoil: Callable[[], None] | None) -> None:
     if spoil is not None:
         spoil()
     wrong = list(rollups_rebuild(*span_of_log()))
@@ -79,7 +79,7 @@ def test_it_mends_whatever_is_wrong(log: None, spoil: Callable[[], None] | None)
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
-def test_it_mends_the_minutes_that_are_kept(
+def test_it_fixes_the_minutes_that_are_kept(
     cast: Cast, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], None] | None
 ) -> None:
     now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
@@ -117,7 +117,7 @@ def test_it_says_of_which_row_what_is_wrong(cast: Cast, monkeypatch: pytest.Monk
     assert str(wrong) == f"{named}: first_token"
 
 
-def test_it_mends_only_the_span_that_it_is_given(log: None) -> None:
+def test_it_fixes_only_the_span_that_it_is_given(log: None) -> None:
     spoil_by_deleting_all()
     list(rollups_rebuild(datetime(2026, 11, 1, 5, tzinfo=UTC), datetime(2026, 11, 1, 6, tzinfo=UTC)))
     day = minute_of(datetime(2026, 11, 1, tzinfo=UTC))
@@ -183,7 +183,7 @@ def test_it_adds_up_again_what_was_written_meanwhile(cast: Cast, log: None, monk
 def test_its_command_rebuilds_a_span(log: None, capsys: pytest.CaptureFixture[str]) -> None:
     spoil_by_deleting_all()
     call_command("rebuild_rollups", "--from=2026-11-03", "--to=2026-11-04T00:00+00:00")
-    assert capsys.readouterr().out.startswith("Mended ")
+    assert capsys.readouterr().out.startswith("Fixed ")
     assert set(Rollup.objects.filter(grain="pq").values_list("start", flat=True)) == {
         minute_of(datetime(2026, 11, 3, 7, tzinfo=UTC))
     }

@@ -18,7 +18,8 @@ from accounts.limits.local import wall_clock
 from accounts.limits.types import SECOND, Subject
 from accounts.models import Account, ApiKey, Budgets
 from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
-from core.money import NANO_DOLLARS, nano_dollars
+from core.formats import count, duration, money, percent, quantity, utc_text
+from core.money import nano_dollars
 from core.times import month_end, month_of
 from inference.models import Deployment
 from inference.selectors import models_without_price
@@ -65,16 +66,16 @@ def error_rate() -> Iterator[Condition]:
     sums = recent.aggregate(requests=Sum("count"), failed=Sum("count", filter=OUTCOMES[Outcome.FAILED]))
     requests, failed = sums["requests"] or 0, sums["failed"] or 0
     limit = settings.ALERT_ERROR_RATE
-    percent = 100 * failed / requests if requests else 0.0
-    if percent < limit / 2 or not failed:
+    share = failed / requests if requests else 0.0
+    if share * 100 < limit / 2 or not failed:
         return
     yield Condition(
         Alert.Kind.ERRORS,
         "errors",
-        f"{percent:.0f} % of requests are failing",
-        f"{failed:,} of {requests:,} requests of the last 5 minutes ended with a status of 500 or above "
-        f"({percent:.1f} %; the alert is set to {limit} %). See the request log, outcome Failed.",
-        is_on=percent >= limit and requests >= FEWEST_REQUESTS,
+        f"{percent(share)} of requests are failing",
+        f"{count(failed)} of {quantity(requests, 'request')} in the last 5 minutes failed with a 5xx status "
+        f"({percent(share)}; the alert is set to {limit:g} %).",
+        is_on=share * 100 >= limit and requests >= FEWEST_REQUESTS,
     )
 
 
@@ -84,7 +85,7 @@ PREFIX = "budget:"  # of an alert's subject
 #: The consequence of a used-up budget, by what it counts.
 REFUSED = {
     "tokens": "Further calls are refused. ",
-    "cost": "Further calls are refused, apart from those of models that are free. ",
+    "cost": "Further calls are refused, except to free models. ",
 }
 SLACK = 5  # percentage points below a level at which its incident ends, as when the budget was raised
 
@@ -103,14 +104,13 @@ def budgets_used() -> Iterator[Condition]:
     ]
     settled = months_settled([subject for _, _, subject in budgets], month)
     for budget, holder, subject in budgets:
-        spent, tokens, money = settled[subject], budget.monthly_token_budget, nano_dollars(budget.monthly_cost_budget)
+        spent, tokens, cost = settled[subject], budget.monthly_token_budget, nano_dollars(budget.monthly_cost_budget)
         model = subject.model or ""
         if tokens:
-            amounts = f"{spent.tokens:,} of {tokens:,} tokens"
+            amounts = f"{count(spent.tokens)} of {count(tokens)} tokens"
             yield from _levels(holder, model, "tokens", spent.tokens, tokens, amounts, month)
-        if money:
-            amounts = f"${spent.cost / NANO_DOLLARS:,.2f} of ${money / NANO_DOLLARS:,.2f}"
-            yield from _levels(holder, model, "cost", spent.cost, money, amounts, month)
+        if cost:
+            yield from _levels(holder, model, "cost", spent.cost, cost, f"{money(spent.cost)} of {money(cost)}", month)
 
 
 def _levels(
@@ -124,17 +124,17 @@ def _levels(
         name, slug, contact = f"Account {holder.name}", f"account:{holder.pk}:{model}", holder.contact
     name += f" for model {model}" if model else ""
     highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
-    percent = used * 100 // limit
+    used_percent = used * 100 // limit  # rounded down: 100 % is a budget that is used up
     renewed = EPOCH + timedelta(seconds=month_end(month) // SECOND)
     for level in LEVELS:
         if used * 100 >= limit * (level - SLACK):
             yield Condition(
                 Alert.Kind.BUDGET,
                 f"{PREFIX}{slug}:{what}:{level}:{month}",
-                f"{name} has used {percent} % of its {what.removesuffix('s')} budget",
-                f"{name} has used {amounts} of this month's budget ({percent} %). "
-                f"{REFUSED[what] if percent >= 100 else ''}"
-                f"The budget resets on {renewed:%Y-%m-%d} 00:00 UTC.",
+                f"{name} has used {used_percent} % of its {what.removesuffix('s')} budget",
+                f"{name} has used {amounts} of this month's budget ({used_percent} %). "
+                f"{REFUSED[what] if used_percent >= 100 else ''}"
+                f"The budget resets at {utc_text(renewed)}.",
                 is_on=level == highest,
                 contact=contact,
             )
@@ -150,12 +150,12 @@ def level_of(subject: str) -> int:
     return int(subject.rsplit(":", 2)[1]) if subject.startswith(PREFIX) else 0
 
 
-#: By health check: the kind of alert, its title, and advice. The database has none: it stores them.
+#: By health check: the kind of alert and its title. The database has none: it stores them.
 ALERTS = {
-    "llm": (Alert.Kind.PROVIDER, "The default model's provider does not answer", "See the providers in the admin."),
-    "ingest": (Alert.Kind.INGEST, "Usage records are waiting to be ingested", "Is manage.py worker running?"),
-    "limits": (Alert.Kind.DEPENDENCY, "The state store is not healthy", "See the state store (REDIS_URL) and the log."),
-    "cache": (Alert.Kind.DEPENDENCY, "The cache store is down", "Nothing is cached; see CACHE_URL."),
+    "llm": (Alert.Kind.PROVIDER, "The default model's provider is not answering"),
+    "ingest": (Alert.Kind.INGEST, "Usage figures are late: records are waiting to be ingested"),
+    "limits": (Alert.Kind.DEPENDENCY, "The state store is unhealthy"),
+    "cache": (Alert.Kind.DEPENDENCY, "The cache store is down"),
 }
 
 
@@ -184,8 +184,8 @@ class HealthWatch:
             self._bad[name] = self._bad[name] + 1 if is_bad else 0
             self._good[name] = 0 if is_bad else self._good[name] + 1
             if name in ALERTS and self._good[name] < self.good_rounds:
-                kind, title, advice = ALERTS[name]
-                text = f"The health check {name} reports: {found.health}. {found.reason or advice}"
+                kind, title = ALERTS[name]
+                text = f"The health check {name} reports: {found.health}. {found.reason}".strip()
                 yield Condition(kind, health_subject(name), title, text, is_on=self._bad[name] >= self.bad_rounds)
 
     def forget(self) -> None:
@@ -219,8 +219,8 @@ class ReconciliationWatch:
             return
         log.error("books_disagree", rollups=rollups, ledgers=ledgers)
         self.wrong = (
-            f"{rollups:,} rows of the rollups and {ledgers:,} ledgers disagree with the request log of the last two "
-            "days. Run manage.py check_rollups --days 2: it names them. See docs/operations.md, Rollups."
+            f"{quantity(rollups, 'row')} of the rollups and {quantity(ledgers, 'ledger')} disagree with the request "
+            "log of the last two days."
         )
 
     def __call__(self) -> Iterator[Condition]:
@@ -235,15 +235,14 @@ class ReconciliationWatch:
 
 
 #: The consequence of a missing price, and what to do.
-CONSEQUENCE = (
-    "The cost of its calls is unknown, and no budget in money allows them. Enter a price in the admin, 0 if it is free."
-)
+UNPRICED = "The cost of its calls is unknown, and keys under a cost budget can't use it."
+ENTER_PRICE = "Enter a price in the admin, 0 if it is free."
 
 
 def missing_prices() -> Iterator[Condition]:
     """Yield the models that calls may use although a deployment has no price."""
     for model, deployments in models_without_price().items():
-        text = f"No price was entered for {deployments}, which serves model {model}. {CONSEQUENCE}"
+        text = f"No price was entered for {deployments}, which serves model {model}. {UNPRICED}"
         yield Condition(Alert.Kind.PRICE, f"price:{model}", f"Model {model} has no price", text)
 
 
@@ -273,29 +272,70 @@ def failing_deployments() -> Iterator[Condition]:
         log.warning("breakers_not_read", cause=type(error).__name__)
         for deployment in deployments:
             for cause in ("", CREDIT_USED_UP):
-                yield replace(_condition(deployment, cause), is_on=False)
+                yield replace(outage_condition(deployment, cause), is_on=False)
         return
     for deployment in deployments.filter(pk__in=causes):
-        yield _condition(deployment, causes[deployment.pk])
+        yield outage_condition(deployment, causes[deployment.pk])
 
 
-def _condition(deployment: Deployment, cause: str) -> Condition:
+#: What happens to the calls of a deployment that gets none.
+MEANWHILE = "Until then the model's other deployments answer; if it has none, its calls fail."
+
+
+def outage_condition(deployment: Deployment, cause: str) -> Condition:
+    """Return the condition that a deployment gets no calls because of a cause ("" if it is not known)."""
+    provider, model = str(deployment.provider), str(deployment.model)
     subject, credit_subject = alert_subjects(deployment.pk)
-    provider, model = deployment.provider, deployment.model
-    title = f"Provider {provider} fails: no calls go to {deployment}"
     text = (
-        f"Calls to {deployment} for model {model} failed several times in a row, or did not reach it "
-        f"({cause or 'the cause is not known'}). No calls go there until a trial succeeds; other deployments "
-        "of the model answer, if any."
+        f"Calls to {deployment} (model {model}) kept failing: {shown_cause(cause) or 'the cause is not known'}. "
+        f"No more calls are sent there until a trial call succeeds. {MEANWHILE}"
     )
     if cause.startswith(CREDIT_USED_UP):
-        subject, title = credit_subject, f"The credit is used up at provider {provider}: no calls go to {deployment}"
-        text = (
-            f"Provider {provider} refused a call to {deployment} for model {model}: {cause}. "
-            f"A call tries it again after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; until then, other deployments "
-            "of the model answer, if any."
-        )
-    return Condition(Alert.Kind.PROVIDER, subject, title, text)
+        subject = credit_subject
+        pause = duration(settings.UPSTREAM_CREDIT_PAUSE)
+        text = f"{provider} refused a call to {deployment}: {cause}. It is tried again every {pause}. {MEANWHILE}"
+    return Condition(Alert.Kind.PROVIDER, subject, outage_title(provider, model, cause), text)
+
+
+def outage_title(provider: str, what: str, cause: str, *, is_over: bool = False) -> str:
+    """Return the title of a provider's outage for a model: openai is down for gpt-5: HTTP 502."""
+    if cause.startswith(CREDIT_USED_UP):
+        return f"{provider} {'had' if is_over else 'has'} no credit left for {what}"
+    return f"{provider} {'was' if is_over else 'is'} down for {what}" + (f": {shown_cause(cause)}" if cause else "")
+
+
+def shown_cause(cause: str) -> str:
+    """Return a cause as it is shown to people: HTTP 502, connection refused."""
+    return f"HTTP {cause.removeprefix('http ')}" if cause.startswith("http ") else cause
+
+
+def outage_cause(alert: Alert) -> str:
+    """Return the cause of a provider's outage; "" if it is not known."""
+    if alert.subject.startswith("credit:"):
+        return CREDIT_USED_UP
+    return alert.title.partition(" is down for ")[2].partition(": ")[2]
+
+
+SECOND_DEPLOYMENT = "A second deployment of the model, at another provider, would take its calls."
+#: What to do about an alert, by the beginning of its subject or by its kind.
+ADVICE = {
+    "health:llm": "Test the provider on its page: is its address right, its key valid, and its service up?",
+    "health:limits": "Check the server at REDIS_URL: is it up, reachable, and does it have memory and disk left?",
+    "health:cache": "Check the server at CACHE_URL. Calls are answered meanwhile, but nothing is cached.",
+    "credit": "Top up the credit at the provider. " + SECOND_DEPLOYMENT,
+    Alert.Kind.PROVIDER: "Test the provider on its page, and look at its status page. " + SECOND_DEPLOYMENT,
+    Alert.Kind.ERRORS: "Open the failed requests: they say whether a provider, a store or the platform itself fails.",
+    Alert.Kind.BUDGET: "If this usage is intended, raise the budget; if not, look at the requests and revoke the key.",
+    Alert.Kind.INGEST: "Check that manage.py worker is running, and its log. No usage is lost: the records wait.",
+    Alert.Kind.PRICE: ENTER_PRICE,
+    Alert.Kind.RECONCILIATION: "Run manage.py check_rollups --days 2, which lists the differences. "
+    "How to fix them: docs/operations.md, Rollups.",
+}
+
+
+def advice(alert: Alert) -> str:
+    """Return what an operator should do about an alert; "" for a test."""
+    return ADVICE.get(alert.subject) or ADVICE.get(alert.subject.partition(":")[0]) or ADVICE.get(alert.kind, "")
 
 
 def _probe_forgotten() -> None:

@@ -33,11 +33,11 @@ from django.core.mail import EmailMessage
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
-from core.formats import utc_text
+from core.formats import duration, utc_text
 from core.network import METADATA, addresses_of, called_address
 from monitoring.export import plain
 from monitoring.models import Alert, AlertDelivery
-from operations.alerts.conditions import Condition
+from operations.alerts.conditions import Condition, advice
 from operations.alerts.incidents import incident_open
 
 log = structlog.get_logger(__name__)
@@ -47,21 +47,11 @@ def message_of(delivery: AlertDelivery) -> tuple[str, str]:
     """Return the title and the text of a delivery's message."""
     alert = delivery.alert
     if not delivery.is_end:
-        return alert.title, alert.text
+        return alert.title, f"{alert.text} {advice(alert)}".strip()
     ended = alert.ended_at or timezone.now()
-    span = f"It began at {utc_text(alert.began_at)}, ended at {utc_text(ended)} and lasted {lasted(alert)}."
+    lasted = duration((ended - alert.began_at).total_seconds())
+    span = f"It lasted {lasted}, from {utc_text(alert.began_at)} to {utc_text(ended)}."
     return f"Resolved: {alert.title}", f"This is resolved. {span} The alert was: {alert.text}"
-
-
-def lasted(alert: Alert) -> str:
-    """Return the duration of an incident, or its duration so far, in the two largest units."""
-    rest = int(((alert.ended_at or timezone.now()) - alert.began_at) / timedelta(seconds=1))
-    parts: list[str] = []
-    for unit, seconds in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
-        number, rest = divmod(rest, seconds)
-        if number or parts:
-            parts.append(f"{number} {unit}{'' if number == 1 else 's'}" if number else "")
-    return " ".join(filter(None, parts[:2])) or "less than a second"
 
 
 TIMEOUT = 5.0  # seconds: to connect, and to answer
@@ -210,7 +200,7 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
         else:
             title, text = message_of(delivery)
             subject = " ".join(f"[{settings.NAME}] {title}".split())  # names of callers may hold line breaks
-            body = text if delivery.is_end else f"{text}\n\n{utc_text(delivery.alert.began_at)}"
+            body = text if delivery.is_end else f"{text}\n\nIt began at {utc_text(delivery.alert.began_at)}."
             EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()
     except (WebhookError, SMTPException, OSError, ValueError) as error:  # ValueError: invalid headers or addresses
         cause = str(error) if isinstance(error, WebhookError) else type(error).__name__

@@ -1,21 +1,28 @@
-"""Alerts grouped by their cause, with links to what they are about: deployment, provider, account, key, and the log."""
+"""Alerts grouped by their cause: what they are about, and whose requests they affected.
+
+What they are about are links: deployment, provider, account, key, and the request log of their time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
-from django.db.models import Model
-from django.urls import reverse
+from django.db.models import Model, Q
+from django.http import HttpRequest
+from django.urls import resolve, reverse
 
 from accounts.admin.base import change_url
 from accounts.models import Account, ApiKey
+from core.formats import quantity
 from inference.catalog import catalog
 from inference.models import Deployment, Price
-from monitoring.models import Alert
-from operations.alerts.conditions import health_subject, level_of, topic_of
+from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord
+from monitoring.rollups.periods import MINUTE
+from operations.alerts.conditions import health_subject, level_of, outage_cause, outage_title, topic_of
 
 #: A link: its text and its URL.
 Link = tuple[str, str]
@@ -24,22 +31,25 @@ TOGETHER = timedelta(hours=1)
 PROVIDER, BREAKERS = "provider:", ("breaker:", "credit:")
 #: Requests fail some time before the alert begins.
 BEFORE = timedelta(minutes=10)
+#: Records of affected requests that are counted at most.
+COUNTED = 10_000
 #: Alerts that are looked at for the group of one.
 MOST = 200
 
 
 @dataclass(slots=True)
 class AlertGroup:
-    """Alerts of one cause, and links to what they are about."""
+    """Alerts of one cause, links to what they are about, and the filters of the log for the requests they affected."""
 
     cause: str
     title: str = ""
     alerts: list[Alert] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+    filters: dict[str, str] = field(default_factory=dict)
 
     @property
     def lead(self) -> Alert:
-        """Return the newest alert, of a provider's the newest that says where no calls go."""
+        """Return the newest alert, of a provider's the newest about a deployment."""
         return next((alert for alert in self.alerts if alert.subject.startswith(BREAKERS)), self.alerts[0])
 
     @property
@@ -51,6 +61,17 @@ class AlertGroup:
     def since(self) -> datetime:
         """Return when the first alert began."""
         return min(alert.began_at for alert in self.alerts)
+
+    @property
+    def until(self) -> datetime | None:
+        """Return when the last alert ended; None if one is open."""
+        ended = [alert.ended_at for alert in self.alerts if alert.ended_at is not None]
+        return max(ended) if len(ended) == len(self.alerts) else None
+
+    @property
+    def begin(self) -> datetime:
+        """Return since when requests may have been affected."""
+        return (self.since - BEFORE).replace(second=0, microsecond=0)
 
     def takes(self, cause: str, alert: Alert) -> bool:
         """Return whether an alert of a cause belongs to this incident; failed requests belong to a failing provider."""
@@ -93,8 +114,10 @@ def group_alerts(alerts: Sequence[Alert]) -> list[AlertGroup]:
     for group in groups:
         subjects = [abouts[alert.pk] for alert in group.alerts]
         number = len({str(each.named or each.model) for each in subjects if each.named or each.model})
-        group.title = _title(group, abouts[group.lead.pk], number)
-        group.links = _links(group, abouts[group.lead.pk], is_one=number == 1)
+        about = abouts[group.lead.pk]
+        group.title = _title(group, about, number)
+        group.filters = _filters(group, about, is_one=number == 1)
+        group.links = _links(group, about, is_one=number == 1)
     places = {alert.pk: place for place, alert in enumerate(alerts)}
     return sorted(groups, key=lambda group: min(places[alert.pk] for alert in group.alerts))
 
@@ -132,47 +155,106 @@ def _cause(alert: Alert, about: About) -> str:
 
 def _title(group: AlertGroup, about: About, number: int) -> str:
     """Return the title of a group, with the number of the things that its alerts are about if there are several."""
-    named = about.named
+    named, lead = about.named, group.lead
     if number > 1 and group.cause == "price":
         return f"{number} models have no price"
-    if number > 1 and isinstance(named, Deployment):
-        if group.is_resolved:
-            return f"{named.provider} was down: {number} deployments"
-        return f"{named.provider} is down: {number} deployments get no calls"
-    if isinstance(named, Deployment) and group.is_resolved and group.lead.subject.startswith("breaker:"):
-        return f"{named.provider} was down for {named.model}"
-    return max([group.lead, *group.alerts], key=lambda alert: level_of(alert.subject)).title
+    if isinstance(named, Deployment) and lead.subject.startswith(BREAKERS):
+        what = str(named.model) if number == 1 else f"{number} deployments"
+        return outage_title(str(named.provider), what, outage_cause(lead), is_over=group.is_resolved)
+    return max([lead, *group.alerts], key=lambda alert: level_of(alert.subject)).title
+
+
+def _filters(group: AlertGroup, about: About, *, is_one: bool) -> dict[str, str]:
+    """Return the filters of the request log for what a group affected, without its time; {} if it affects none."""
+    named, model, kind = about.named, about.model, group.lead.kind
+    if isinstance(named, ApiKey):
+        return {"account": named.account.name, "key": named.name, "model": model}
+    if isinstance(named, Account):
+        return {"account": named.name, "model": model}
+    if kind in (Alert.Kind.ERRORS, Alert.Kind.PROVIDER):
+        return {"status": "failed", "model": str(named.model) if isinstance(named, Deployment) and is_one else ""}
+    return {}
 
 
 def _links(group: AlertGroup, about: About, *, is_one: bool) -> list[Link]:
     """List the pages that a group is about, and the request log of its time; of several, what they have in common."""
-    named, model, kind = about.named, about.model, group.lead.kind
+    named, kind = about.named, group.lead.kind
+    requests = [("Failed requests" if "status" in group.filters else "Requests", log_url(group))]
     if isinstance(named, Deployment):
-        failed = ("Failed requests", log_url(group, status="failed", model=str(named.model) if is_one else ""))
         provider = (f"Provider {named.provider}", change_url(named.provider))
-        return [failed, provider, *([(f"Deployment {named}", change_url(named))] if is_one else [])]
+        return [*requests, provider, *([(f"Deployment {named}", change_url(named))] if is_one else [])]
     if isinstance(named, ApiKey):
-        requests = log_url(group, account=named.account.name, key=named.name, model=model)
-        return [(f"Key {named.account.name}/{named.name}", change_url(named)), ("Requests", requests)]
+        return [(f"Key {named.account.name}/{named.name}", change_url(named)), *requests]
     if isinstance(named, Account):
-        requests = log_url(group, account=named.name, model=model)
-        return [(f"Account {named.name}", change_url(named)), ("Requests", requests)]
+        return [(f"Account {named.name}", change_url(named)), *requests]
     if kind == Alert.Kind.PRICE:
-        query = f"?{urlencode({'q': model})}" if is_one else ""
+        query = f"?{urlencode({'q': about.model})}" if is_one else ""
         return [("Deployments", f"{_list(Deployment)}{query}"), ("Prices", _list(Price))]
-    if kind in (Alert.Kind.ERRORS, Alert.Kind.PROVIDER):
-        return [("Failed requests", log_url(group, status="failed")), ("Deployments", _list(Deployment))]
+    if group.filters:
+        return [*requests, ("Deployments", _list(Deployment))]
     return [("Health checks", reverse("health"))] if kind in (Alert.Kind.INGEST, Alert.Kind.DEPENDENCY) else []
 
 
 def log_url(group: AlertGroup, **filters: str) -> str:
-    """Return the URL of the request log of a group's time, with filters."""
-    ends = {"from": f"{group.since - BEFORE:%Y-%m-%dT%H:%MZ}"}
-    ended = [alert.ended_at for alert in group.alerts if alert.ended_at is not None]
-    if len(ended) == len(group.alerts):
-        ends["until"] = f"{max(ended) + timedelta(minutes=1):%Y-%m-%dT%H:%MZ}"
-    asked = {name: value for name, value in (ends | filters).items() if value}
+    """Return the URL of the request log of a group's time with its filters, and more."""
+    return log_of(group.begin, group.until, {**group.filters, **filters})
+
+
+def log_of(begin: datetime, until: datetime | None, filters: Mapping[str, str]) -> str:
+    """Return the URL of the request log from the minute of `begin` to that of `until` (included), with filters."""
+    ends = {"from": f"{begin:%Y-%m-%dT%H:%MZ}"}
+    if until is not None:
+        ends["until"] = f"{until + MINUTE:%Y-%m-%dT%H:%MZ}"
+    asked = {name: value for name, value in {**ends, **filters}.items() if value}
     return f"{reverse('admin:monitoring_requestrecord_changelist')}?{urlencode(asked)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Affected:
+    """Numbers of requests by account and by model; at least, unless `is_all`."""
+
+    accounts: Mapping[str, int]
+    models: Mapping[str, int]
+    is_all: bool = True
+
+    @property
+    def requests(self) -> int:
+        """Return the number of requests."""
+        return sum(self.accounts.values())
+
+    def __str__(self) -> str:
+        if not self.requests:
+            return "no request"
+        at_least = "" if self.is_all else "at least "
+        return f"{at_least}{quantity(self.requests, 'request')} from {quantity(len(self.accounts), 'account')}"
+
+
+def affected(condition: Q, begin: datetime, until: datetime | None = None) -> Affected:
+    """Count requests in the time of `log_of`: the newest COUNTED records at most."""
+    found = RequestRecord.objects.filter(condition, admitted_at__gte=begin)
+    if until is not None:
+        found = found.filter(admitted_at__lt=(until + MINUTE).replace(second=0, microsecond=0))
+    rows = list(found.order_by("-admitted_at", "-pk").values_list("account_name", "model", "count")[:COUNTED])
+    accounts: Counter[str] = Counter()
+    models: Counter[str] = Counter()
+    for account, model, number in rows:
+        accounts[account] += number
+        models[model] += number
+    return Affected(accounts, models, is_all=len(rows) < COUNTED)
+
+
+#: The requests that a used-up budget refused.
+BUDGET_ERROR = "budget_exhausted"
+REFUSED = Q(status=429, error_code=BUDGET_ERROR)
+_COLUMNS = {"account": "account_name", "key": "key_name", "model": "model"}
+
+
+def affected_by(group: AlertGroup) -> Affected:
+    """Count the requests that failed in the time of a group, or that a budget refused."""
+    given = Q(**{_COLUMNS[name]: value for name, value in group.filters.items() if value and name in _COLUMNS})
+    return affected(
+        (OUTCOMES[Outcome.FAILED] if "status" in group.filters else REFUSED) & given, group.begin, group.until
+    )
 
 
 def group_of(alert: Alert) -> AlertGroup:
@@ -185,3 +267,13 @@ def group_of(alert: Alert) -> AlertGroup:
 
 def _list(model: type[Model]) -> str:
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+
+
+def allowed(request: HttpRequest, links: Iterable[Link]) -> list[Link]:
+    """Return the links to pages that the user may see; those of the admin are named after their models."""
+
+    def may_see(url: str) -> bool:
+        app, _, rest = (resolve(urlsplit(url).path).url_name or "").partition("_")
+        return not rest or request.user.has_perm(f"{app}.view_{rest.partition('_')[0]}")
+
+    return [(text, url) for text, url in links if url.startswith("#") or may_see(url)]

@@ -29,6 +29,7 @@ from monitoring.rollups.figures import QUANTILES, Figures
 from monitoring.rollups.periods import HOUR, MINUTE, Unit, minute_of
 from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings
 from monitoring.selectors import has_many_keys
+from monitoring.stories import cause
 from operations.alerts.conditions import LEVELS, level_of, topic_of
 from operations.dashboard.data import LONG, Reading
 from operations.dashboard.query import DashboardQuery, Span
@@ -36,8 +37,9 @@ from operations.health import LAG_SECONDS
 
 log = structlog.get_logger(__name__)
 
-#: A relative change below this is shown as none: changes are shown in whole percent.
-LEAST_CHANGE = 0.005
+#: A relative change below the first is shown as none (they are in whole percent); one below the second is noise, which
+#: is neither better nor worse. Changes of shares are a tenth of these.
+LEAST_CHANGE, NOISE = 0.005, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,12 @@ class Tile:
     course: str
 
 
-FAILED = "Failed"
 Of = Callable[[Figures], float | int | None]
 Write = Callable[[Any], str]
 
 
 def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[Tile]:
-    """Return the row of tiles. In an outage only fewer failures are better: failed calls are quick and cheap."""
+    """Return the row of tiles. In an outage nothing is better or worse: failed calls are quick and cheap."""
     total, starts = reading.total, asked.span.starts()
     times: Sequence[float | None] = total.latency_quantiles() or (None, None)
     first: Sequence[float | None] = total.first_token_quantiles() or (None,)
@@ -86,9 +87,7 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
         shown = NOTHING if value is None else write(value)
         query = asked.log_query(**{name: value for name, value in log_filter.items() if value is not None})
         course = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
-        changed = change(of, write, reading, direction)
-        if is_outage and changed.tone == "better" and name != FAILED:
-            changed = replace(changed, tone="even")
+        changed = change(of, write, reading, 0 if is_outage else direction)
         return Tile(name, shown, exact, more, changed, query, course_of(course))
 
     failure_rate, hit_rate = _share("failed", "requests"), _share("cache_hits", "cache_lookups")
@@ -96,18 +95,18 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     latency, first_token = p95_of(Figures.latency_quantiles), p95_of(Figures.first_token_quantiles)
     failed = f"{count(total.failed)} failed; {refused}"
     p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), milliseconds(times[0])
-    lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "within 5 %"
-    hits, written = f"{count(total.cache_hits)} hits", f"{count(total.output_tokens)} written"
+    lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "accurate to 5 %"
+    hits, written = f"{count(total.cache_hits)} hits", f"{count(total.output_tokens)} output"
     cost = tile("Cost", lambda each: each.cost, money, exact_cost, unpriced)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
-        tile(FAILED, failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
+        tile("Failed", failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
         tile("Latency p95", latency, milliseconds, within, f"p50 {p50}", -1, slower=p95),
         tile("First token p95", first_token, milliseconds, within, f"p50 {milliseconds(first[0])}", -1, stream="1"),
         tile("Cache hit rate", hit_rate, percent, lookups, hits, 1, cache="found"),
         tile("Tokens", lambda each: each.tokens, count, f"{total.tokens:,}", written),
         replace(cost, value=known_money(total.cost, total.unpriced)),
-        tile("Saved", lambda each: each.saved_cost, money, exact_money(total.saved_cost), "by cache and sharing", 1),
+        tile("Saved", lambda each: each.saved_cost, money, exact_money(total.saved_cost), "by the cache", 1),
     ]
 
 
@@ -142,18 +141,20 @@ def change(of: Of, write: Write, reading: Reading, direction: int) -> Change:
     """
     is_share = write is percent
     if reading.before is None:
-        return Change("nothing to compare", "even", "The period before is not known.")
+        return Change("no earlier data", "even", "The period before is not known.")
     now, before = of(reading.complete), of(reading.before)
     if now is None or before is None or (not before and not is_share):
-        return Change("none before" if not before else "none now", "even", "There is nothing to compare it with.")
+        return Change("none before" if not before else "none now", "even", "There is nothing to compare with.")
     by = now - before if is_share else (now - before) / before
-    full = f"{write(now)} now, {write(before)} in the period before, without what is not over yet."
-    if abs(by) < (LEAST_CHANGE / 10 if is_share else LEAST_CHANGE):
+    full = f"{write(now)}, after {write(before)} in the period before; what is not over yet is left out."
+    size = abs(by) * 10 if is_share else abs(by)
+    if size < LEAST_CHANGE:
         return Change("no change", "even", full)
     amount = f"{abs(by) * 100:.0f} %" if abs(by) < 10 else f"{abs(by):,.0f} times more"
     if is_share:
         amount = f"{abs(by) * 100:.1f} points"
-    tone = "even" if not direction else "better" if (by > 0) == (direction > 0) else "worse"
+    is_even = not direction or size < NOISE
+    tone = "even" if is_even else "better" if (by > 0) == (direction > 0) else "worse"
     return Change(f"{'▲' if by > 0 else '▼'} {amount}", tone, full)
 
 
@@ -220,7 +221,6 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
     p50_p95 = ("p50", "p95")
     drawn = [
         chart("traffic", "Requests and errors", f"Requests per {per}", traffic, seen),
-        chart("cost", "Cost by model", f"US dollars per {per}", _costs(reading, starts), spent, "money"),
         lines("latency", "Latency", "Time to the full answer", *(line(name, whole, name) for name in p50_p95)),
         lines(
             "first-token",
@@ -235,6 +235,7 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
             line("full answer", whole, "p99"),
             line("first token", first, "p99"),
         ),
+        chart("cost", "Cost by model", f"US dollars per {per}", _costs(reading, starts), spent, "money"),
         chart("tokens", "Tokens", f"Tokens per {per}", tokens, used),
     ]
     axis = {"labels": labels, "names": names, "time": f"{per.capitalize()} (UTC)", "queries": queries}
@@ -271,6 +272,8 @@ def _costs(reading: Reading, starts: Sequence[datetime]) -> list[Set]:
 
 
 SHOWN, RECENT = 5, 10
+#: Failed records that are read at most, and groups of them that are shown.
+FAILURES, SHOWN_FAILURES = 200, 6
 #: Most names that a filter suggests, and how long ago models and endpoints were used; others can be typed.
 SUGGESTED, SUGGESTED_SINCE = 200, timedelta(days=90)
 
@@ -349,10 +352,31 @@ def top_callers(asked: DashboardQuery) -> TopCallers:
     )
 
 
-def recent_failures(asked: DashboardQuery) -> list[RequestRecord]:
-    """Return the newest failed (5xx) records of the span; they have an index."""
-    records = records_within(asked.span.begin, asked.span.end, asked.scope)
-    return list(records.filter(OUTCOMES[Outcome.FAILED]).order_by("-admitted_at", "-pk")[:RECENT])
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Failed requests of one account, model, status and cause: the newest one, their number, and the log's query."""
+
+    newest: RequestRecord
+    cause: str
+    requests: int
+    query: str
+
+
+def recent_failures(asked: DashboardQuery) -> list[FailureGroup]:
+    """Return the newest FAILURES failed (5xx) records of the span in groups; they have an index."""
+    records = records_within(asked.span.begin, asked.span.end, asked.scope).filter(OUTCOMES[Outcome.FAILED])
+    alike: dict[tuple[str, str, int, str], list[RequestRecord]] = {}
+    for record in records.order_by("-admitted_at", "-pk")[:FAILURES]:
+        alike.setdefault((record.account_name, record.model, record.status, cause(record)), []).append(record)
+    return [
+        FailureGroup(
+            newest=found[0],
+            cause=why,
+            requests=sum(each.count for each in found),
+            query=asked.log_query(status=str(status), account=account, **({"model": model} if model else {})),
+        )
+        for (account, model, status, why), found in list(alike.items())[:SHOWN_FAILURES]
+    ]
 
 
 def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:
@@ -376,10 +400,10 @@ def ingest_lag() -> Lag:
         log.warning("backlog_unknown", cause=type(error).__name__)
         return Lag("The state store is down: the number of waiting records is unknown.", is_late=True)
     if not backlog.records:
-        return Lag("Every record is counted.")
-    waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"
+        return Lag("All usage is counted: no record is waiting.")
+    waiting = "1 record is" if backlog.records == 1 else f"{count(backlog.records)} records are"
     waited = duration(backlog.seconds)
-    return Lag(f"{waiting} to be counted, the oldest for {waited}.", is_late=backlog.seconds > LAG_SECONDS)
+    return Lag(f"{waiting} waiting to be counted, the oldest for {waited}.", is_late=backlog.seconds > LAG_SECONDS)
 
 
 def suggestions() -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.views.decorators.http import require_safe
 
 from accounts.checks import DEMO_KEYS
 from monitoring.models import VIEW_RECORDS, Alert, RequestRecord
-from operations.alerts.groups import group_alerts
+from operations.alerts.groups import allowed, group_alerts
 from operations.dashboard.data import read
 from operations.dashboard.limits import limits_nearly_reached
 from operations.dashboard.query import CUSTOM, DEFAULT, FILTERS, RANGES, DashboardQuery, read_address
@@ -97,8 +98,11 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
     well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
     alerts = open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else []
     incidents = group_alerts([alert for alert in alerts if alert.kind != Alert.Kind.BUDGET])
+    for group in incidents:
+        group.links = allowed(request, group.links)
     ended = outage_ended(asked) if request.user.has_perm("monitoring.view_alert") else None
     status = platform_status(asked, reading, deployments, incidents, lag, now, ended)
+    status = replace(status, links=allowed(request, status.links))
     total = reading.total
     is_outage = status.tone == BAD or total.failed * 100 > total.requests * settings.ALERT_ERROR_RATE
     shown = [each for each in deployments if each.is_failing or each.trouble]

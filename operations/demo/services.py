@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import models, transaction
+from django.db import connection, models, transaction
 from django.db.models import Max, ProtectedError
 from django.utils import timezone
 from redis.exceptions import RedisError
@@ -40,8 +40,8 @@ from monitoring.models import Alert, RequestContent, RequestRecord
 from monitoring.recorder import delete_records, write_records
 from monitoring.retention import has_earlier_rollups, oldest_admission
 from monitoring.rollups.periods import DAY, ONE_DAY, datetime_of, floor, month_begin
-from monitoring.rollups.store import rollups_forget
-from operations.alerts.conditions import PREFIX, alert_subjects, budgets_used
+from monitoring.rollups.store import rollups_forget, rollups_lock
+from operations.alerts.conditions import PREFIX, Condition, budgets_used, outage_condition
 from operations.demo.traffic import (
     ACCOUNTS,
     BUSINESS,
@@ -134,8 +134,6 @@ def demo_make(*, actor: str, force: bool = False) -> Demo:
     """
     if settings.IS_PRODUCTION and not force:
         raise DemoRefused("This is production: its figures should be real. Use --force if you want sample data here.")
-    if demo_accounts().exists():
-        raise DemoRefused("The sample data is there already. Remove it first: manage.py demo --remove.")
     now, random = timezone.now().replace(microsecond=0), Random(11)
     begin = _begin(now)
     hours = (now - timedelta(hours=number) for number in OUTAGE_AGO)
@@ -162,8 +160,8 @@ def demo_remove(*, actor: str) -> Demo:
     """Remove the sample data with its requests, and alerts about its accounts.
 
     What is in use by now stays: an account with a key that is no sample data, a provider, model or deployment that was
-    switched on, a tier with other keys. Audit entries stay, and removals add theirs. Days whose requests were pruned
-    meanwhile keep them in the platform's figures by the quarter hour.
+    switched on, a tier with other keys. Audit entries stay, and removals add theirs. Raises DemoRefused if another
+    process has removed it meanwhile.
     """
     made = _ids_made()
     real = ApiKey.objects.exclude(pk__in=made["key"])
@@ -177,7 +175,9 @@ def demo_remove(*, actor: str) -> Demo:
     keys = list(ApiKey.objects.filter(account__in=ids).order_by("-pk"))  # a key that another made comes before it
     ledgers = _ledgers(accounts, keys)
     with transaction.atomic():
-        list(demo_accounts().select_for_update())  # a process that still makes them stops at this
+        # A process that still makes them stops at this lock.
+        if not demo_accounts().select_for_update() and accounts:
+            raise DemoRefused("The sample data was removed by another process.")
         delete_records(RequestRecord.objects.filter(account_id__in=ids))
         rollups_forget(ids)
         RequestContent.objects.filter(account_id__in=ids).delete()
@@ -207,6 +207,10 @@ def _begin(now: datetime) -> datetime:
 
 @transaction.atomic
 def _make_rows(begin: datetime, actor: str) -> _Made:
+    with connection.cursor() as cursor:
+        rollups_lock(cursor)  # of two runs at once, the second waits here, and finds the accounts of the first
+    if demo_accounts().exists():
+        raise DemoRefused("The sample data is there already, or being made. Remove it first: manage.py demo --remove.")
     made = _Made()
     _make_catalog(made, begin, actor)
     tiers: dict[str, Tier] = {}
@@ -289,23 +293,17 @@ def _alert(made: _Made, accounts: Sequence[Account], outage: Outage) -> None:
     """Store the alerts of the outage, and that of the budget: nobody is notified of these."""
     down = Deployment.objects.filter(pk__in=_ids_made()["deployment"], provider__name__startswith=DOWN)
     for deployment in down.select_related("model", "provider").order_by("pk"):
-        alert = Alert(
-            kind=Alert.Kind.PROVIDER,
-            subject=alert_subjects(deployment.pk)[0],
-            title=f"Provider {deployment.provider} fails: no calls go to {deployment}",
-            text=f"Calls to {deployment} for model {deployment.model} failed several times in a row (http 502). "
-            "No calls go there until a trial succeeds; other deployments of the model answer, if any.",
-            began_at=outage.noticed,
-            ended_at=outage.end,
-        )
-        alert.save()
-        made.add(alert)
+        made.add(_store(outage_condition(deployment, "http 502"), outage.noticed, outage.end))
     subjects = tuple(f"{PREFIX}account:{account.pk}:" for account in accounts)
     began = max(month_begin(timezone.now()), timezone.now() - timedelta(hours=2))
     for condition in budgets_used():
         if condition.is_on and condition.subject.startswith(subjects):
-            texts = {"kind": condition.kind, "title": condition.title, "text": condition.text}
-            made.add(Alert.objects.create(subject=condition.subject, began_at=began, **texts))
+            made.add(_store(condition, began))
+
+
+def _store(condition: Condition, began: datetime, ended: datetime | None = None) -> Alert:
+    texts = {"kind": condition.kind, "subject": condition.subject, "title": condition.title, "text": condition.text}
+    return Alert.objects.create(began_at=began, ended_at=ended, **texts)
 
 
 def _alerts_about(accounts: Sequence[Account], keys: Sequence[ApiKey]) -> list[Alert]:

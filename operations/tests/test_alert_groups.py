@@ -41,7 +41,7 @@ def test_it_groups_the_deployments_of_a_provider_that_fail_together(upstream: Fa
     alert(f"breaker:{first.pk}", minute=1, ended_at=ended)
     alert(f"breaker:{second.pk}", minute=40, ended_at=ended)
     together, before = grouped()
-    assert together.title == f"{first.provider} was down: 2 deployments"
+    assert together.title == f"{first.provider} was down for 2 deployments"
     assert together.since == BEGAN + timedelta(minutes=1)
     (failed, _), (provider, _) = together.links
     assert (failed, provider) == ("Failed requests", f"Provider {first.provider}")
@@ -67,7 +67,7 @@ def test_it_groups_what_follows_from_an_outage_with_it(upstream: FakeUpstream) -
     Alert.objects.filter(subject="errors", ended_at=BEGAN).delete()
     Alert.objects.filter(subject="errors").update(began_at=BEGAN)
     (outage,) = grouped()
-    assert outage.title == f"title of breaker:{deployment.pk}"
+    assert outage.title == f"{deployment.provider} is down for m"
     assert [text for text, _ in outage.links][1:] == [f"Provider {deployment.provider}", f"Deployment {deployment}"]
 
 
@@ -110,7 +110,7 @@ class TestAdmin:
         alert("errors", Alert.Kind.ERRORS, ended_at=BEGAN)
         with django_assert_max_num_queries(9):
             page = site.get(ALERTS).content.decode()
-        assert page.count("is down: 12 deployments get no calls") == 1
+        assert page.count("is down for 12 deployments") == 1
         assert "title of errors" in page
         assert "title of errors" not in site.get(f"{ALERTS}?state=open").content.decode()
         assert "12 deployments" not in site.get(f"{ALERTS}?state=resolved").content.decode()

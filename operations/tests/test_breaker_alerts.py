@@ -93,9 +93,9 @@ def test_it_alerts_of_each_open_breaker(deployment: Deployment) -> None:
     serve("large")
     publish(deployment.pk, 30, "http 500")
     (condition,) = failing_deployments()
-    assert "http 500" in condition.text
+    assert "HTTP 500" in condition.text
     assert condition.subject == f"breaker:{deployment.pk}"
-    assert condition.title == "Provider openai fails: no calls go to openai/small-1"
+    assert condition.title == "openai is down for small: HTTP 500"
 
 
 @pytest.mark.parametrize("switched_off", ["deployment", "provider", "model"])
@@ -130,7 +130,7 @@ class TestForgotten:
         upstream.set(models_fault="http_503")
         for _ in range(2):
             (condition,) = failing_deployments()
-            assert "http 503" in condition.text
+            assert "HTTP 503" in condition.text
         assert [request.path for request in upstream.requests] == ["/v1/models"]
 
     def test_it_is_over_when_it_does(self) -> None:
@@ -161,7 +161,7 @@ def test_it_alerts_of_credit_that_is_used_up_by_itself(deployment: Deployment, b
     breakers.pause(route_of(deployment), 300, f"{CREDIT_USED_UP} (http 402)")
     (condition,) = failing_deployments()
     assert condition.subject == f"credit:{deployment.pk}"
-    assert condition.title == "The credit is used up at provider openai: no calls go to openai/small-1"
+    assert condition.title == "openai has no credit left for small"
     breakers.answered(route_of(deployment), 1)
     assert list(failing_deployments()) == []
 

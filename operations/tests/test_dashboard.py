@@ -102,7 +102,7 @@ class TestFigures:
         requests = tile(shown(site), "Requests")
         assert requests.value == "4"
         assert requests.change.text == "▲ 50 %"
-        assert requests.change.full.startswith("3 now, 2 in the period before")
+        assert requests.change.full.startswith("3, after 2 in the period before")
 
     @pytest.mark.parametrize("filters", ["", "&account=acme"])
     def test_it_compares_the_last_hour_with_the_one_before(
@@ -116,15 +116,22 @@ class TestFigures:
         recorded(cast.owner, **ago(minutes=60))  # and what stands against it an hour before
         requests = tile(shown(site, f"range=1h{filters}"), "Requests")
         assert requests.value == "2"
-        assert requests.change.full.startswith("1 now, 3 in the period before")
+        assert requests.change.full.startswith("1, after 3 in the period before")
 
-    def test_it_says_whether_a_change_is_for_the_better_and_shows_gaps(self, site: Client, cast: Cast) -> None:
+    def test_it_calls_a_change_better_or_worse_if_it_is_no_noise(self, site: Client, cast: Cast) -> None:
+        for latency, hours in ((100.0, 30), (104.0, 6)):
+            recorded(cast.owner, latency_ms=latency, **ago(hours=hours))
+        assert tile(shown(site), "Latency p95").change.tone == "even"
+        recorded(cast.owner, latency_ms=500.0, **ago(hours=5))
+        assert tile(shown(site), "Latency p95").change.tone == "worse"
+
+    def test_it_says_how_far_a_share_changed_and_shows_gaps(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, **ago(hours=30))
         recorded(cast.owner, **ago(hours=6), status=502, latency_ms=100.0)
         dashboard = shown(site)
         change = tile(dashboard, "Failed").change
-        assert (change.text, change.tone) == ("▲ 100.0 points", "worse")
-        assert tile(dashboard, "Latency p95").change.tone == "worse"
+        assert (change.text, change.tone) == ("▲ 100.0 points", "even")  # an outage
+        assert tile(dashboard, "Latency p95").change.tone == "even"
         assert tile(dashboard, "Saved").change.text == "none before"
         latency, traffic = chart(dashboard, "latency"), chart(dashboard, "traffic")
         assert [value is None for value in latency["sets"]["p95"]].count(False) == 1
@@ -157,7 +164,7 @@ class TestFigures:
             recorded(cast.owner, **ago(minutes=minute))
         dashboard = shown(site, "range=1h&account=acme")
         assert tile(dashboard, "Requests").value == "3"
-        assert tile(dashboard, "Requests").change.text == "nothing to compare"
+        assert tile(dashboard, "Requests").change.text == "no earlier data"
         assert dashboard["notice"].startswith("There were too many requests")
 
 
@@ -381,15 +388,20 @@ class TestLists:
         assert [each.owner for each in by_records.limits] == [each.owner for each in near.limits]
         assert ["state store is down" in note for note in by_records.notes] == [True]
 
-    def test_it_lists_failures_newest_first_each_with_its_page(self, site: Client, cast: Cast) -> None:
-        recorded(cast.owner, status=502, **ago(hours=3))
+    def test_it_lists_failures_in_groups_newest_first(self, site: Client, cast: Cast) -> None:
+        recorded(cast.owner, status=502, failures="openai/m: http 502; openai/m: http 502", **ago(hours=3))
+        recorded(cast.owner, status=502, failures="openai/m: http 502", count=4, **ago(hours=2))
+        recorded(cast.stranger, status=502, failures="openai/m: http 502", **ago(hours=1))
         newest = an_operation()
         recorded(cast.owner, status=504, id=newest, error_code="upstream_timeout")
         recorded(cast.owner, status=400)
         response = site.get(INDEX)
-        failures = response.context["dashboard"]["failures"]
-        assert [record.status for record in failures] == [504, 502]
+        dashboard = response.context["dashboard"]
+        found = [(each.newest.status, each.requests, each.cause) for each in dashboard["failures"]]
+        assert found[1:] == [(502, 1, "openai answered 502"), (502, 5, "openai answered 502")]
         assert f"/admin/monitoring/requestrecord/{uuid.UUID(newest)}/change/" in response.content.decode()
+        listed = site.get(f"{dashboard['log_url']}{dashboard['failures'][2].query}").context["cl"].result_list
+        assert sum(record.count for record in listed) == 5
 
     def test_it_shows_a_budget_once_and_behind_what_concerns_everybody(self, site: Client) -> None:
         def alert(title: str, kind: Alert.Kind, subject: str) -> None:
@@ -406,7 +418,7 @@ class TestLists:
     def test_it_says_what_waits_for_the_ingester(self, site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sections, "ingest_backlog", lambda: Backlog(1500, 95.2))
         lag = shown(site)["lag"]
-        assert (lag.text, lag.is_late) == ("1,500 records wait to be counted, the oldest for 96 s.", True)
+        assert (lag.text, lag.is_late) == ("1,500 records are waiting to be counted, the oldest for 96 s.", True)
 
         def away() -> None:
             raise RedisError
@@ -433,7 +445,7 @@ class TestLists:
             "Open: no calls</strong> since 2026-01-02 03:04 UTC",
             "Half-open: one trial call",
             "calls of 2 accounts fail",
-            "1 other closed, 1 disabled",
+            "1 deployment OK, 1 disabled",
         ):
             assert told in text.replace("Calls", "calls")
 
@@ -442,7 +454,11 @@ def test_it_finds_failures_by_their_own_index(site: Client, cast: Cast) -> None:
     recorded(cast.owner, status=502)
     with CaptureQueriesContext(connection) as asked:
         site.get(INDEX)
-    (query,) = [each["sql"] for each in asked if '"status" >= 500' in each["sql"] and "LIMIT 10" in each["sql"]]
+    (query,) = [
+        each["sql"]
+        for each in asked
+        if '"status" >= 500' in each["sql"] and f"LIMIT {sections.FAILURES}" in each["sql"]
+    ]
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("SET LOCAL enable_seqscan = off")

@@ -13,6 +13,7 @@ from pytest_django import Settings
 
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_account, make_key, make_staff
+from core.formats import clock_text
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment
 from inference.tests.samples import serve
@@ -20,7 +21,8 @@ from inference.upstream.breaker import BreakerReading, BreakerState
 from monitoring.models import Alert
 from monitoring.tests.samples import recorded
 from operations import deployments
-from operations.dashboard import sections, setup, status
+from operations.alerts import groups
+from operations.dashboard import sections, setup
 from operations.demo.services import KIND, MADE
 from operations.tests.test_dashboard import INDEX, ago, shown, tile
 
@@ -36,12 +38,12 @@ def links(dashboard: dict[str, Any]) -> list[str]:
 
 class TestStatus:
     def test_all_well(self, site: Client, cast: Cast) -> None:
-        assert shown(site)["status"].text == "All well: no requests in 24 h."
+        assert shown(site)["status"].text == "All well: no requests in the last 24 h."
         for _ in range(11):
             recorded(cast.owner)
         recorded(cast.owner, status=502)
         dashboard = shown(site, "range=7d&account=acme")
-        assert dashboard["status"].text == "All well: 12 requests in 7 days with these filters, 8.3 % failed."
+        assert dashboard["status"].text == "All well: 12 requests in the last 7 days with these filters, 8.3 % failed."
         assert links(dashboard) == ["1 failed request"]
         assert not dashboard["is_outage"]
 
@@ -51,15 +53,23 @@ class TestStatus:
         over = Alert.objects.create(
             kind=Alert.Kind.PROVIDER,
             subject=f"breaker:{serve('a').pk}",
-            title="Provider fails",
+            title="openai is down for a: HTTP 502",
             began_at=now - timedelta(hours=3),
             ended_at=now - timedelta(hours=2),
         )
+        recorded(cast.stranger, model="a", status=502, count=2, **ago(minutes=150))
         status = shown(site)["status"]
-        assert status.text.startswith("All well now: 1 request in 24 h, 0 % failed.")
-        assert "was down for a, from" in status.text
-        assert (status.links[-1][0], str(over.pk) in status.links[-1][1]) == ("Alert", True)
+        assert status.text.startswith("No incident is open now, but many requests failed: 3 requests in the last 24 h")
+        assert "was down for a: HTTP 502; 2 requests from 1 account failed." in status.text
+        failed, of_outage, alert = status.links
+        assert failed[0] == "2 failed requests"
+        assert len(site.get(of_outage[1]).context["cl"].result_list) == 1
+        assert (alert[0], str(over.pk) in alert[1]) == ("Alert", True)
         assert "was down" not in shown(site, "range=1h")["status"].text
+        begin, end = f"{now - timedelta(hours=4):%Y-%m-%dT%H:%M}", f"{now - timedelta(hours=1):%Y-%m-%dT%H:%M}"
+        quiet = shown(site, f"range=custom&from={begin}&to={end}&model=gpt-3.5-turbo")["status"].text
+        assert quiet.startswith("All well now: no requests in this range with these filters.")
+        assert "was down for a" in quiet
 
     def test_many_failures_without_an_incident(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, status=502)
@@ -83,15 +93,15 @@ class TestStatus:
         dashboard = shown(site)
         provider = down[0].provider.name
         assert dashboard["status"].text == (
-            f"{provider} has been down since {status.clock(since, timezone.now())} (connection refused): "
+            f"{provider} has been down since {clock_text(since, timezone.now())} (connection refused): "
             "2 models affected, 4 requests from 2 accounts failed."
         )
         assert links(dashboard) == ["Failed requests", "2 deployments", "Alert"]
         assert dashboard["status"].links[2][1] == f"/admin/monitoring/alert/{alert.pk}/change/"
-        assert [group.title for group in dashboard["incidents"]] == ["fails"]
+        assert [group.title for group in dashboard["incidents"]] == [f"{provider} is down for a"]
         serve("c")
         assert shown(site)["status"].text.startswith(f"{provider} is failing since")
-        monkeypatch.setattr(status, "COUNTED", 1)
+        monkeypatch.setattr(groups, "COUNTED", 1)
         assert "at least 1 request from 1 account failed" in shown(site)["status"].text
 
     def test_an_incident(self, site: Client) -> None:
@@ -115,7 +125,7 @@ class TestStatus:
         )
         assert shown(site)["status"].text == "The figures are late: 5 records wait."
 
-    def test_nothing_but_fewer_failures_is_better_in_an_outage(self, site: Client, cast: Cast) -> None:
+    def test_nothing_is_better_or_worse_in_an_outage(self, site: Client, cast: Cast) -> None:
         for latency, hours in ((5000.0, 30), (5.0, 6)):
             recorded(cast.owner, latency_ms=latency, **ago(hours=hours))
         assert tile(shown(site), "Latency p95").change.tone == "better"

@@ -19,6 +19,7 @@ from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
 from monitoring import recorder
 from monitoring.models import Alert, AlertDelivery, RequestRecord, Rollup
+from monitoring.retention import prune_records
 from monitoring.tests.samples import recorded
 from operations.alerts.conditions import budgets_used
 from operations.alerts.incidents import incidents_update
@@ -140,6 +141,18 @@ def test_it_adds_nothing_to_days_that_were_pruned(cast: Cast) -> None:
     assert "The rollups agree with the log." in checked()
     oldest = RequestRecord.objects.exclude(account_id=cast.owner.key.account_id).earliest("admitted_at")
     assert timezone.now() - oldest.admitted_at < timedelta(days=20)
+
+
+def test_it_leaves_nothing_in_quarter_hours_whose_requests_were_pruned(cast: Cast) -> None:
+    for days in (35, 1):
+        at = int((timezone.now() - timedelta(days=days)).timestamp() * 1_000_000)
+        recorded(cast.owner, admitted_at=at, endpoint=traffic.CHAT, model="gpt-5-mini")
+    demo_make(actor=ACTOR)
+    prune_records(timezone.now() - timedelta(days=30), wait=lambda seconds: False)
+    demo_remove(actor=ACTOR)
+    for grain in (Rollup.Grain.PLATFORM_QUARTER, Rollup.Grain.PLATFORM_DAY):
+        kept = Rollup.objects.filter(grain=grain)
+        assert list(kept.order_by("start").values_list("model", "requests")) == [("gpt-5-mini", 1)] * 2
 
 
 def test_a_removal_ends_what_is_still_being_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ function drawCharts() {
 }
 
 const WORDS = { healthy: "✓ OK", degraded: "◐ degraded", unhealthy: "✕ down" };
-const NAMES = { api: "API", database: "Database", cache: "Cache", limits: "Limits", ingest: "Ingest", llm: "Default model" };
+const NAMES = { api: "API", database: "Database", cache: "Cache store", limits: "State store", ingest: "Ingestion", llm: "Default model" };
 
 async function showHealth() {
   const list = byId("dash-health");

@@ -17,7 +17,7 @@ from accounts.models import ApiKey, Tier
 from accounts.roles import roles_ensure
 from accounts.services import account_ensure, api_key_import, tier_ensure
 from inference.seeds import provider_seed
-from operations.alerts.conditions import CONSEQUENCE
+from operations.alerts.conditions import ENTER_PRICE, UNPRICED
 
 #: The tiers that a new installation has.
 TIERS: dict[str, dict[str, int]] = {
@@ -47,7 +47,7 @@ class Command(BaseCommand):
         else:
             self.stdout.write(f"Provider {seeded.provider} serves {', '.join(seeded.models)}.")
         for model in seeded.unpriced:
-            self.stderr.write(f"Model {model} has no price. {CONSEQUENCE}")
+            self.stderr.write(f"Model {model} has no price. {UNPRICED} {ENTER_PRICE}")
         users = get_user_model().objects
         if not users.filter(is_superuser=True).exists():
             password = settings.ADMIN_PASSWORD or secrets.token_urlsafe(12)

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from aiapi.checks import start_findings
 from inference.selectors import models_without_price
-from operations.alerts.conditions import CONSEQUENCE
+from operations.alerts.conditions import ENTER_PRICE, UNPRICED
 from operations.health import Health, health_report
 
 
@@ -29,7 +29,7 @@ class Command(BaseCommand):
             if not missing:
                 self.stdout.write(f"{'prices':10} {Health.OK}")
             for model, deployments in missing.items():
-                self.stdout.write(f"{'prices':10} missing for {model} ({deployments}). {CONSEQUENCE}")
+                self.stdout.write(f"{'prices':10} missing for {model} ({deployments}). {UNPRICED} {ENTER_PRICE}")
         for line in findings.warnings:
             self.stdout.write(f"warning    {line}")
         if findings.problems:

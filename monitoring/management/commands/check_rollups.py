@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from accounts.checks import require_state_store
 from core.arguments import whole
-from monitoring.reconciliation import TooManyWaiting, ledger_differences, ledger_months, ledgers_mend
+from monitoring.reconciliation import TooManyWaiting, ledger_differences, ledger_months, ledgers_fix
 from monitoring.rollups.periods import HOUR
 from monitoring.rollups.verify import add_span_arguments, rollups_differences, span_of
 
@@ -29,12 +29,14 @@ class Command(BaseCommand):
     requires_system_checks = []  # they ask for secrets that this process does without; `serve` makes them
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take --days, --from, --to and --mend-ledgers."""
+        """Take --days, --from, --to and --fix-ledgers."""
         days_help = "look at so many days up to now (and at the months they are in)"
         parser.add_argument("--days", type=whole(1, 36_500), help=days_help)
         add_span_arguments(parser)
         parser.add_argument(
-            "--mend-ledgers",
+            "--fix-ledgers",
+            "--mend-ledgers",  # its earlier name
+            dest="fix_ledgers",
             action="store_true",
             help="correct each ledger by its difference, while everything is healthy",
         )
@@ -53,14 +55,14 @@ class Command(BaseCommand):
         if options["until"] is None:
             options["until"] = now + HOUR  # a ledger may hold something of today though the log has nothing
         # What ledgers are compared with is read from the rollups: by wrong ones none is corrected.
-        if not self._are_ledgers_right(options, mend=options["mend_ledgers"] and not wrong) or wrong:
+        if not self._are_ledgers_right(options, fix=options["fix_ledgers"] and not wrong) or wrong:
             sys.exit(1)
 
-    def _are_ledgers_right(self, options: dict[str, Any], *, mend: bool) -> bool:
+    def _are_ledgers_right(self, options: dict[str, Any], *, fix: bool) -> bool:
         try:
             wrong = list(ledger_differences(ledger_months(*span_of(options))))
             self._list(wrong)
-            mended = len(ledgers_mend(wrong)) if mend else 0
+            fixed = len(ledgers_fix(wrong)) if fix else 0
         except RedisError as error:
             cause = type(error).__name__
             self.stderr.write(f"The state store did not answer ({cause}): the ledgers could not be compared.")
@@ -68,9 +70,9 @@ class Command(BaseCommand):
         except TooManyWaiting:
             self.stderr.write("Too many records wait to be ingested: the ledgers could not be compared.")
             return False
-        if mended:
-            self.stdout.write(f"Corrected {mended:,} ledgers.")
-        left = len(wrong) - mended
+        if fixed:
+            self.stdout.write(f"Corrected {fixed:,} ledgers.")
+        left = len(wrong) - fixed
         if left:
             self.stderr.write(f"{left:,} ledgers disagree with the records: see docs/operations.md, Rollups.")
         elif not wrong:

@@ -21,5 +21,5 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Rebuild, and say how much was wrong."""
-        mended = sum(1 for _ in rollups_rebuild(*span_of(options)))
-        self.stdout.write(f"Mended {mended:,} rows of the rollups." if mended else "The rollups agree with the log.")
+        fixed = sum(1 for _ in rollups_rebuild(*span_of(options)))
+        self.stdout.write(f"Fixed {fixed:,} rows of the rollups." if fixed else "The rollups agree with the log.")
