@@ -35,6 +35,7 @@ OPEN, RESOLVED = "Open", "Resolved"
 STATE_BADGES = {OPEN: "danger", RESOLVED: "success"}
 NO_CHANNEL = "Set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS, then restart and send a test alert."
 NOBODY = format_html('<span title="{}">⚠ No channel set up</span>', NO_CHANNEL)
+RESOLVED_ADVICE = "Nothing: it is resolved. Should it happen again, "
 #: Accounts and models that an alert's page names, of each.
 MOST_AFFECTED = 5
 LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
@@ -103,11 +104,13 @@ class AlertAdmin(KeysetAdmin):
             raise PermissionDenied
         alert = found(self, request, unquote(object_id))
         group = group_of(alert)
+        told = advice(group.lead)
         context = {
-            "original": alert,
+            "original": group.title,
+            "alert": alert,
             "group": group,
             "when": span_text(group.since, group.until, now()),
-            "advice": advice(group.lead),
+            "advice": told if group.until is None or not told else RESOLVED_ADVICE + told[:1].lower() + told[1:],
             "links": allowed(request, group.links),
             "deliveries": list(_deliveries(alert)),
             "no_channel": "" if is_anybody_notified() else NO_CHANNEL,
@@ -167,7 +170,7 @@ def _requests(group: AlertGroup) -> dict[str, Any]:
 
     return {
         "affected": seen,
-        "verb": "were refused" if more else "failed",
+        "verb": ("were" if seen.requests > 1 else "was") + " refused by the budget" if more else "failed",
         "affected_url": log_url(group, **more),
         "affected_parts": [part("Accounts", "account", seen.accounts), part("Models", "model", seen.models)],
     }
