@@ -185,15 +185,15 @@ def test_it_probes_a_deployment_that_failed(scene: Scene) -> None:
     scene.open_breaker(model)
     number = len(provider.calls)
     assert "Open: no calls" in scene.row(model)
-    assert "http 500" in scene.row(model)
+    assert "HTTP 500" in scene.row(model)
     scene.platform.manage("worker", "--once", "watch")
-    assert scene.has_alert(f"/{model}")
+    assert scene.has_alert(f"is down for {model}")
     wait_until(lambda: provider.listings > 0, "a probe", 20)
     wait_until(lambda: "Half-open" in scene.row(model), "the dashboard to say so")
     provider.listing = None
     wait_until(lambda: "✓ OK" in scene.row(model), "it to be well again", 40)
     assert len(provider.calls) == number, "no model was called for it"
-    assert not scene.has_alert(f"/{model}")
+    assert not scene.has_alert(f"is down for {model}")
     assert " closed" in scene.shown_in_list(model)
 
 

@@ -152,7 +152,7 @@ def level_of(subject: str) -> int:
 
 #: By health check: the kind of alert and its title. The database has none: it stores them.
 ALERTS = {
-    "llm": (Alert.Kind.PROVIDER, "The default model's provider is not answering"),
+    "llm": (Alert.Kind.PROVIDER, "The default model's provider does not answer"),
     "ingest": (Alert.Kind.INGEST, "Usage figures are late: records are waiting to be ingested"),
     "limits": (Alert.Kind.DEPENDENCY, "The state store is unhealthy"),
     "cache": (Alert.Kind.DEPENDENCY, "The cache store is down"),
