@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.db.models import Case, Count, Exists, Prefetch, Q, QuerySet, Value, When
+from django.db.models import Case, Count, Exists, OuterRef, Prefetch, Q, QuerySet, Subquery, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
@@ -32,7 +32,7 @@ from accounts.admin.base import (
     is_confirmed,
     link,
 )
-from core.formats import price_text, utc_text
+from core.formats import count, price_text, utc_text
 from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider
 from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
@@ -41,7 +41,7 @@ from inference.upstream.breaker import failing
 from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
-BREAKER_BADGES = {"off": "info", "closed": "success", "on trial": "warning", "open": "danger", "no secret": "danger"}
+BREAKER_BADGES = {"off": "info", "closed": "success", "half-open": "warning", "open": "danger", "no secret": "danger"}
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 #: The period in which an account's calls count as recent.
 LATELY = timedelta(days=7)
@@ -114,12 +114,12 @@ def question_about(off: Sequence[Row], *, cancel_url: str, hidden: dict[str, lis
     models = list(Model.objects.filter(pk__in=affected_models, is_enabled=True))
     weakened = [each for each in models if each not in gone]
     outcomes = {
-        "Within a second nobody can call {} any more: callers get 404 model_not_found.": gone,
-        "Within a second nobody is left to answer for {}: callers get 502.": [
+        "Calls to {} fail within a second: 404 model_not_found.": gone,
+        "Calls to {} fail within a second: 502, because no enabled deployment is left.": [
             each for each in weakened if each.pk not in served
         ],
-        "{} is answered by other deployments from then on.": [each for each in weakened if each.pk in served],
-        "{} is the default, for calls that name no model.": [each for each in models if each.is_default],
+        "Calls to {} go to other deployments within a second.": [each for each in weakened if each.pk in served],
+        "Requests that name no model go to {}, the default.": [each for each in models if each.is_default],
     }
     sentences = [text.format(", ".join(map(str, each))) for text, each in outcomes.items() if each]
     now, asked = timezone.now(), Counter[str]()
@@ -128,12 +128,15 @@ def question_about(off: Sequence[Row], *, cancel_url: str, hidden: dict[str, lis
         ranked = usage_rankings(begin=now - LATELY, end=now, scope=scope, limit=MOST_CALLERS, with_keys=False)
         for rank in ranked.accounts:
             asked[rank.account] += rank.requests
-    nobody = [] if asked else ["Nobody asked there in the last seven days."]
+    unused = [] if asked else ["It had no requests in the last seven days."]
     return Confirmation(
         title=f"Switch off {' and '.join(map(str, off))}?",
-        consequences=[*(sentences or ["No call goes there now, so nothing stops working."]), *nobody],
+        consequences=[*(sentences or ["It gets no calls now, so nothing stops working."]), *unused],
         submit="Switch off",
-        affected=[f"{account}: {number:,} requests in the last seven days" for account, number in asked.most_common()],
+        affected=[
+            f"{account}: {count(number)} request{'' if number == 1 else 's'} in the last seven days"
+            for account, number in asked.most_common()
+        ],
         cancel_url=cancel_url,
         hidden=hidden,
     )
@@ -228,7 +231,7 @@ class ProviderAdmin(CatalogAdmin):
         provider_add(provider=obj, models=models, actor=actor_of(request), switches_on=may_change)
         if models:
             names = ", ".join(each.public_name for each in models)
-            messages.success(request, f"{obj} serves {names} from now on. Try it in the playground.")
+            messages.success(request, f"{obj} now serves {names}. Try it in the playground.")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:
         """Make the environment's values read-only and, unless the user is a superuser, the fields that name secrets.
@@ -253,7 +256,7 @@ class ProviderAdmin(CatalogAdmin):
                 "Name, address and secret come from the environment: change OPENAI_BASE_URL and OPENAI_API_KEY there."
             )
         elif not request.user.is_superuser:
-            text = "Only a superuser sets which variable's secret goes to which address."
+            text = "Only superusers can change which secret is sent to which address."
         else:
             return ((title, options), *others)
         return ((title, {**options, "description": text}), *others)
@@ -268,16 +271,14 @@ class ProviderAdmin(CatalogAdmin):
         """Ask the provider for its list of models, after a confirmation, and show the result."""
         provider: Provider = found(self, request, object_id)
         if not is_confirmed(request):
-            text = (
-                f"{provider.base_url} is asked for its list of models, with the provider's secret. No tokens are used."
-            )
+            text = f"This requests the list of models from {provider.base_url}, with its secret. It uses no tokens."
             title = f"Test the connection to {provider}?"
             return self.ask_first(request, provider, title, text, "Test connection", is_dangerous=False)
         listing = provider_models(provider)
         if listing.trouble:
             messages.error(request, f"{provider}: {listing.trouble}")
         else:
-            messages.success(request, f"{provider} answers, and lists {len(listing.models)} models.")
+            messages.success(request, f"{provider} answered. Models it offers: {len(listing.models)}.")
         return HttpResponseRedirect(change_url(provider))
 
     @display(description="secret", label=SECRET_BADGES)
@@ -316,10 +317,12 @@ class ModelAdmin(CatalogAdmin):
         """Clear the model's cached answers, after a confirmation."""
         model: Model = found(self, request, object_id)
         if not is_confirmed(request):
-            text = "Within a second every question to this model, of every account, goes to it again, and is billed."
+            text = (
+                "Within a second, every request to this model goes to a provider again and is billed, for all accounts."
+            )
             return self.ask_first(request, model, f"Clear the cached answers of {model}?", text, "Clear cached answers")
         model_clear_cache(model=model, actor=actor_of(request))
-        messages.success(request, f"The cached answers of {model} are cleared: everywhere within a second.")
+        messages.success(request, f"Cleared the cached answers of {model}. This takes effect within a second.")
         return HttpResponseRedirect(change_url(model))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -338,7 +341,7 @@ class ModelAdmin(CatalogAdmin):
         is_environments = default_model_name() in (model.public_name, *model.aliases)
         return INHERITED if is_environments and model.is_enabled and not model.is_another_default else None
 
-    context = column("context (tokens)", lambda model: f"{model.context_size:,}", ordering="context_size")
+    context = column("context (tokens)", lambda model: count(model.context_size), ordering="context_size")
     served_by = column(
         "served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "No enabled deployment"
     )
@@ -353,7 +356,7 @@ class PriceInline(TabularInline):
     extra = 0
     can_delete = False
     per_page = 20
-    verbose_name_plural = "prices, in US dollars per million tokens (the latest that has begun counts)"
+    verbose_name_plural = "prices in US dollars per million tokens (the latest that has started applies)"
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Return False: prices can't be changed, because calls were billed with them."""
@@ -380,7 +383,7 @@ class DeploymentAdmin(CatalogAdmin):
             notices = []
         states = (
             When(pk__in=[each.deployment_id for each in notices if each.is_open], then=Value("open")),
-            When(pk__in=[each.deployment_id for each in notices], then=Value("on trial")),
+            When(pk__in=[each.deployment_id for each in notices], then=Value("half-open")),
         )
         state = Case(*states, default=Value("closed"))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(breaker_state=state)
@@ -402,7 +405,7 @@ class DeploymentAdmin(CatalogAdmin):
     def price(self, deployment: Any) -> str:
         """Show the prices in force for input and output, in US dollars."""
         if not deployment.begun_prices:
-            return "no price: cost unknown"
+            return "no price: costs unknown"
         latest = deployment.begun_prices[-1]
         return f"{price_text(latest.input_per_million)} in, {price_text(latest.output_per_million)} out"
 
@@ -411,8 +414,7 @@ class DeploymentAdmin(CatalogAdmin):
 class PriceAdmin(CatalogAdmin):
     """All prices: past, current and future."""
 
-    empty_value_display = "as input"  # for cached input, the only optional amount
-    list_display = ("deployment", "begins", "is_current", *PRICE_FIELDS)
+    list_display = ("deployment", "begins", "state", "input", "cached_input", "output")
     list_filter = ("deployment__provider",)
     list_select_related = ("deployment__provider", "deployment__model")
     search_fields = ("deployment__upstream_name", "deployment__model__public_name")
@@ -423,9 +425,28 @@ class PriceAdmin(CatalogAdmin):
         """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
         return False
 
-    begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Find out in the same query which prices apply now: the latest of each deployment that has started."""
+        begun = Price.objects.filter(deployment=OuterRef("deployment"), valid_from__lte=timezone.now())
+        latest = begun.order_by("-valid_from").values("pk")[:1]
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(price_in_force=Subquery(latest))
+        return rows
 
-    @display(description="begun", boolean=True)
-    def is_current(self, price: Price) -> bool:
-        """Show whether the price has taken effect."""
-        return price.valid_from <= timezone.now()
+    begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
+    input = column("input per million", lambda price: price_text(price.input_per_million), ordering="input_per_million")
+    cached_input = column(
+        "cached input per million",
+        lambda price: (
+            "as input" if price.cached_input_per_million is None else price_text(price.cached_input_per_million)
+        ),
+    )
+    output = column(
+        "output per million", lambda price: price_text(price.output_per_million), ordering="output_per_million"
+    )
+
+    @display(description="state", label={"in force": "success", "upcoming": "info"})
+    def state(self, price: Any) -> str:
+        """Show whether the price applies now."""
+        if price.pk == price.price_in_force:
+            return "in force"
+        return "upcoming" if price.valid_from > timezone.now() else "past"

@@ -55,7 +55,7 @@ PRESETS = {
     "azure": Preset(
         *("Azure OpenAI", "azure", "https://RESOURCE.openai.azure.com", "AZURE_OPENAI_API_KEY", Provider.Style.AZURE),
         api_version="2024-10-21",
-        note="Azure lists the models of its catalog, not your deployments: add yours by name.",
+        note="Azure lists its whole catalog, not your deployments: add yours by name.",
     ),
     "mistral": Preset("Mistral", "mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
     "groq": Preset("Groq", "groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
@@ -102,16 +102,16 @@ def _trouble(cause: str, provider: Provider) -> str:
     status = next((code for code in ("401", "403", "404") if cause.startswith(f"http {code}")), "")
     if status in ("401", "403"):
         refused = (
-            f"It refused the secret in {variable}: check it" if variable else "It wants a secret: name its variable"
+            f"It refused the secret in {variable}: check it" if variable else "It requires a secret: enter its variable"
         )
         return f"{refused} (http {status})."
     return {
-        "http 404": "It has no list of models there: check whether the URL should end in /v1 (http 404).",
+        "http 404": "It has no list of models at this URL: check whether it should end in /v1 (http 404).",
         "timeout": f"It did not answer within {TEST_SECONDS:g} seconds.",
         "connect timeout": f"Its address did not answer within {TEST_SECONDS:g} seconds.",
-        "connection refused": "Nothing listens at this address and port (connection refused).",
+        "connection refused": "Nothing is listening at this address and port (connection refused).",
         "connection: gaierror": "Its host name is unknown: check the URL.",
-    }.get(f"http {status}" if status else cause, f"It does not answer as it should: {cause}.")
+    }.get(f"http {status}" if status else cause, f"It gave an unexpected answer: {cause}.")
 
 
 def _amount(label: str) -> forms.DecimalField:
@@ -179,7 +179,7 @@ class ModelLine(forms.Form):
                 except ValidationError as error:
                     self.add_error("public_name", error.messages)
             elif model.kind != cleaned.get("kind"):
-                self.add_error("kind", f"The model {model} exists already, and is of the kind {model.kind}.")
+                self.add_error("kind", f"The model {model} already exists, with the kind {model.kind}.")
         return cleaned
 
 
@@ -249,7 +249,7 @@ class ProviderAddForm(ProviderModelForm):
             (line.cleaned_data.get("public_name"), line.cleaned_data.get("upstream_name")) for line in self.chosen_lines
         ]
         if len(set(pairs)) < len(pairs):
-            self.add_error(None, "A model is named twice.")
+            self.add_error(None, "Two models have the same name.")
         return cleaned
 
     def models_added(self) -> list[ModelAtProvider]:

@@ -146,8 +146,8 @@ def test_it_tests_a_connection(site: Client, deployment: Deployment, monkeypatch
     with FakeUpstream() as fake:
         Provider.objects.update(base_url=fake.base_url)
         url = page_of(deployment, PROVIDERS, "test-connection/")
-        assert "blue answers" not in site.get(url, follow=True).content.decode()
-        assert "blue answers, and lists " in site.post(url, CONFIRMED, follow=True).content.decode()
+        assert "blue answered" not in site.get(url, follow=True).content.decode()
+        assert "blue answered. Models it offers: " in site.post(url, CONFIRMED, follow=True).content.decode()
         fake.set(models_fault="http_401")
         page = site.post(url, CONFIRMED, follow=True).content.decode()
     assert "It refused the secret in BLUE_API_KEY: check it (http 401)." in page
@@ -224,7 +224,12 @@ def test_it_asks_before_a_model_is_switched_off(site: Client, deployment: Deploy
     recorded(make_key(account=make_account("acme")), model="small")
     Model.objects.update(is_default=True)
     url, form = page_of(deployment, MODELS), model_form(deployment, is_enabled="")
-    told = ("Switch off small?", "nobody can call small any more", "small is the default", "acme: 1 requests")
+    told = (
+        "Switch off small?",
+        "Calls to small fail within a second: 404 model_not_found",
+        "go to small, the default",
+        "acme: 1 request in the last seven days",
+    )
     asked(site, url, {**form, "is_default": "on"}, *told)
     assert Model.objects.get().is_enabled
     assert not AuditEntry.objects.filter(target_type="model").exists()
@@ -238,15 +243,15 @@ def test_it_asks_before_a_model_is_switched_off(site: Client, deployment: Deploy
 
 def test_it_says_who_answers_once_a_provider_is_switched_off(site: Client, deployment: Deployment) -> None:
     url, form = page_of(deployment, PROVIDERS), {"extra_headers": "{}"}
-    nobody = "nobody is left to answer for small: callers get 502"
-    asked(site, url, form, "Switch off blue?", nobody, "Nobody asked there")
+    nobody = "Calls to small fail within a second: 502"
+    asked(site, url, form, "Switch off blue?", nobody, "It had no requests in the last seven days")
     assert Provider.objects.get().is_enabled
     other = Provider.objects.create(name="green", base_url="https://green.example/v1", from_environment=True)
     spare = Deployment.objects.create(model=deployment.model, provider=other, upstream_name="s")
-    asked(site, url, form, "small is answered by other deployments from then on.")
+    asked(site, url, form, "Calls to small go to other deployments within a second.")
     Deployment.objects.filter(pk=spare.pk).update(is_enabled=False)
     asked(site, url, form, nobody)
-    asked(site, page_of(spare, PROVIDERS), form, "No call goes there now")
+    asked(site, page_of(spare, PROVIDERS), form, "It gets no calls now")
 
 
 def test_it_asks_before_a_deployment_is_taken_away(site: Client, deployment: Deployment) -> None:
@@ -298,7 +303,7 @@ def test_it_adds_prices_and_changes_none(site: Client, deployment: Deployment) -
 def test_it_lists_deployments_with_their_prices_and_breakers(site: Client, deployment: Deployment) -> None:
     assert "$1.00 in, $2.00 out" in site.get(DEPLOYMENTS).content.decode()
     deployment.prices.all().delete()
-    assert "no price: cost unknown" in site.get(DEPLOYMENTS).content.decode()
+    assert "no price: costs unknown" in site.get(DEPLOYMENTS).content.decode()
     for account in range(FAILURES_TO_OPEN):
         breakers.failed(_route(deployment, Rates()), account)
     assert "open" in site.get(DEPLOYMENTS).content.decode()

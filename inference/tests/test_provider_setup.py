@@ -82,7 +82,7 @@ def test_it_lists_the_models_of_a_provider_with_their_prices(site: Client) -> No
     with FakeUpstream() as fake:
         page = list_models(site, fake.base_url)
         free = list_models(site, fake.base_url, "?preset=vllm")
-    assert "It answers, and lists " in page
+    assert "It answered with " in page
     assert 'name="model-0-is_chosen"' in page
     assert "price unknown" in page
     assert "$0.00 in, $0.00 out" in free
@@ -93,7 +93,7 @@ def test_it_takes_prices_and_context_sizes_from_the_public_list(site: Client, mo
     listed = [{"id": "gpt-4.1"}, {"id": "strange"}, {"id": "text-embedding-3-small"}, {"no": "id"}]
     monkeypatch.setattr("inference.upstream.client.Upstream.models", lambda *_, **__: listed)
     page = list_models(site, "https://api.openai.com/v1")
-    assert "lists 3 models" in page
+    assert "with 3 models" in page
     assert "1 M tokens of context, $2.00 in, $8.00 out" in page
     assert page.index("gpt-4.1") < page.index("strange")
     assert page.count('<option value="embedding" selected') == 1
@@ -102,9 +102,9 @@ def test_it_takes_prices_and_context_sizes_from_the_public_list(site: Client, mo
 @pytest.mark.parametrize(
     ("fault", "shown"),
     [
-        ("http_401", "It wants a secret: name its variable (http 401)."),
-        ("http_404", "check whether the URL should end in /v1"),
-        ("http_500", "It does not answer as it should: http 500"),
+        ("http_401", "It requires a secret: enter its variable (http 401)."),
+        ("http_404", "check whether it should end in /v1"),
+        ("http_500", "It gave an unexpected answer: http 500"),
     ],
 )
 def test_it_says_what_a_failed_test_means(site: Client, fault: str, shown: str) -> None:
@@ -124,7 +124,7 @@ def test_it_says_that_nothing_answers_or_that_the_secret_is_missing_or_wrong(
         page = list_models(site, url, api_key_variable="GREEN_API_KEY")
         assert "It refused the secret in GREEN_API_KEY: check it (http 401)." in page
         assert "s3cr3t-value" not in page
-    assert "Nothing listens at this address and port" in list_models(site, url)
+    assert "Nothing is listening at this address and port" in list_models(site, url)
     assert "ends in _API_KEY" in list_models(site, url, api_key_variable="SECRET_KEY")
 
 
@@ -149,7 +149,7 @@ def test_it_saves_provider_models_deployments_and_prices(site: Client) -> None:
         line(4, "", is_listed=False, is_chosen=False),
     )
     page = site.post(ADD, form("http://127.0.0.1:9/v1", *lines), follow=True).content.decode()
-    assert "green serves small, old, typed from now on." in page
+    assert "green now serves small, old, typed." in page
     green = Provider.objects.get(name="green")
     found = green.deployments.values_list("model__public_name", "upstream_name", "order", "model__context_size")
     assert set(found) == {("small", "small", 0, 4096), ("old", "big", 1, 8192), ("typed", "typed", 0, 4096)}
@@ -173,7 +173,7 @@ def test_it_saves_provider_models_deployments_and_prices(site: Client) -> None:
         ({"input_per_million": "1"}, "Enter the prices of input and output, or none"),
         ({"public_name": "two words"}, "Letters, digits and"),
         ({"public_name": "older"}, "Another model has the name older already."),
-        ({"public_name": "old", "kind": "embedding"}, "exists already, and is of the kind chat"),
+        ({"public_name": "old", "kind": "embedding"}, "already exists, with the kind chat"),
         ({"kind": "no-such"}, "Select a valid choice"),
     ],
 )
@@ -194,7 +194,7 @@ def test_it_says_what_is_wrong_and_loses_nothing(site: Client, values: dict[str,
 
 def test_it_refuses_the_same_model_twice_and_bounds_the_number_of_lines(site: Client) -> None:
     twice = form("http://127.0.0.1:9/v1", line(0, "small"), line(1, "small"))
-    assert "A model is named twice." in site.post(ADD, twice).content.decode()
+    assert "Two models have the same name." in site.post(ADD, twice).content.decode()
     for number in ("99999999", "-1", "x", "9" * 5000):
         assert site.post(ADD, form("http://127.0.0.1:9/v1", model_lines=number, name="")).status_code == 200
     assert not Provider.objects.exists()
