@@ -134,16 +134,16 @@ def json_error(request: HttpRequest, error: ApiError) -> JsonResponse:
 #: What the user of a browser can do about an error.
 HINTS: dict[type[ApiError], str] = {
     InvalidRequest: "Check the address.",
-    PermissionDenied: "Your user may not see or do this. Ask an administrator for the permission.",
-    NotFound: "There is nothing under this address, or it has been deleted.",
-    TooManyFailures: "Too many attempts came from your network address. Wait a minute, and try again.",
-    DependencyUnavailable: "The database does not answer. Wait a moment, and load the page again; /health says what is "
+    PermissionDenied: "You do not have permission to see or do this. Ask an administrator for it.",
+    NotFound: "This page does not exist, or has been deleted.",
+    TooManyFailures: "There were too many attempts from your network address. Wait a minute, then try again.",
+    DependencyUnavailable: "The database is not responding. Wait a moment, then reload the page; /health shows what is "
     "down.",
-    InternalError: "This is a fault of the service. Report the request id to your operator.",
+    InternalError: "Something went wrong in the service. Report the request id to your operator.",
 }
 HOST_HINT = "If you run the service: add the host name to ALLOWED_HOSTS."
 CSRF_HINT = (
-    "The form is too old, or cookies are off: go back, reload the page and send it again. "
+    "The form has expired, or cookies are blocked. Go back, reload the page and send it again. "
     "If you run the service behind a proxy: CSRF_TRUSTED_ORIGINS must name its https:// address."
 )
 #: Endpoints with a key in each request, without pages, sessions and forms. Their errors are never pages.

@@ -141,8 +141,10 @@ def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Serv
     watched = opened(100)
     page = watched.page
     is_current(page)
-    expect(page.locator("#left-summary")).to_contain_text("Used up: requests per minute (this key), frees up")
-    expect(page.locator("#left-summary")).to_contain_text("Europe/Berlin")
+    expect(page.locator("#left-summary")).to_contain_text(
+        "Limit reached: requests per minute (this key), all 20 are available again in"
+    )
+    expect(page.locator("#left-summary")).to_contain_text("You have used $4.31 of $25.00 this month; resets on ")
     cards = page.locator("#limits .card")
     told = [" ".join(card.inner_text().split()) for card in cards.all()]
     assert [text.split(" left")[0] for text in told] == [
@@ -150,10 +152,10 @@ def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Serv
         "Tokens this month the whole account, gpt-large 100",
         "Spend this month the whole account $20.69",
     ]
-    assert "nearly used up" in told[1]
+    assert "Close to the limit. You have used 900 of 1,000 tokens with gpt-large this month" in told[1]
     assert cards.nth(2).locator(".left").get_attribute("title") == "$4.312 of $25.00 used, $20.688 left"
     expect(cards.nth(0)).to_be_in_viewport()
-    expect(page.locator("#unlimited")).to_contain_text("tokens per minute of this key")
+    expect(page.locator("#unlimited")).to_have_text("This key has no limit on tokens per minute.")
     assert watched.hosts() == {f"127.0.0.1:{service.port}"}
     assert watched.keeps(KEY) == []
     assert KEY not in page.content()
@@ -237,6 +239,21 @@ def test_it_says_what_to_do_where_nothing_was_asked(opened: Opener) -> None:
     assert len([address for address in watched.requests if "/usage?" in address]) == 1
 
 
+def test_it_says_what_to_do_instead_of_drawing_empty_axes(opened: Opener) -> None:
+    def answer(route: Route) -> None:
+        body = usage(route.request.url, 10)
+        for each in (body["usage"]["totals"], *body["usage"]["series"]):
+            each["saved_cost"] = "0.000000000"
+        route.fulfill(json=body)
+
+    page = opened(10, answer=answer).page
+    is_current(page)
+    plots = page.locator("#charts figure")
+    expect(plots.nth(5)).to_contain_text("Send the same request to /chat twice")
+    expect(plots.nth(5).locator("canvas")).to_be_hidden()
+    expect(plots.nth(0).locator("canvas")).to_be_visible()
+
+
 def test_it_asks_for_a_range_and_a_group_of_ones_own(opened: Opener) -> None:
     watched = opened(10)
     page = watched.page
@@ -260,7 +277,7 @@ def test_it_tells_usage_in_a_zone_whose_hours_begin_in_between(opened: Opener) -
     watched = opened(10, timezone_id="Asia/Kolkata")
     page = watched.page
     is_current(page)
-    expect(page.locator("#range-told")).to_contain_text("by the day in Asia/")
+    expect(page.locator("#range-told")).to_contain_text("all keys of the account, by day (Asia/")
     assert asked(watched)["time_zone"][0].startswith("Asia/")
     assert asked(watched)["from"][0].endswith("T18:30:00.000Z")
     expect(page.locator("#charts figure").first.locator("summary")).to_be_visible()

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from inference.fake_provider import FakeUpstream
 from tests.catalogue import make
-from tests.npm import run_node
+from tests.npm import npm_install, run_node
 from tests.pages import Watched, grave_faults, watch
-from tests.servers import ROOT, Service
+from tests.servers import Service
 
 CHAT = "/v1/chat/completions"
 TEXT = 'It\'s a "test"\nof $(quotes) & `ticks`'
@@ -218,8 +218,10 @@ def test_it_asks_two_models_side_by_side(playground: Watched, service: Service) 
     assert left is not None
     assert right is not None
     assert left["y"] == right["y"]
-    page.select_option("#compare", "")
+    expect(page.locator("#send")).to_have_text("Send to both")
+    page.get_by_role("button", name="Stop comparing").click()
     expect(page.locator("#pane-2")).to_be_hidden()
+    expect(page.locator("#send")).to_have_text("Send")
     assert not playground.complaints
 
 
@@ -290,6 +292,7 @@ def test_it_works_by_keyboard_alone(page: Page, service: Service, key: str) -> N
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-python")).to_be_focused()
     expect(page.locator("#code-text")).to_contain_text("import requests")
+    expect(page.locator("#install")).to_have_text("pip install requests")
 
 
 @pytest.mark.parametrize(
@@ -333,9 +336,9 @@ def run(program: str, code: str, key: str) -> subprocess.CompletedProcess[str]:
 
 
 def node(code: str, key: str) -> subprocess.CompletedProcess[str]:
-    """Run JavaScript as a module of Node.js."""
-    script = f"process.env.AIAPI_KEY = {json.dumps(key)};\n{code}"
-    return run_node("node", ["--input-type=module", "--eval", script], ROOT)
+    """Run JavaScript as a module of Node.js, beside the openai package."""
+    env = {**os.environ, "AIAPI_KEY": key}
+    return run_node("node", ["--input-type=module", "--eval", code], npm_install("node"), env=env)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -39,12 +39,15 @@ def test_it_has_no_grave_fault_in_any_width_and_light(
 
 def test_it_shows_the_models_of_a_key_and_how_to_use_each(page: Page, service: Service, key: str) -> None:
     watched = watch(page)
-    assert service.request("POST", "/chat", {"message": "Hello!"}, key=key).status == 200
+    answer = {"model": "gpt-3.5-turbo", "status": 200, "first_token_ms": None}
+    hit, own = {**answer, "cache": "hit", "latency_ms": 2}, {**answer, "cache": "miss", "latency_ms": 512}
+    page.route("**/requests?*", lambda route: route.fulfill(json={"requests": [hit, hit, own], "next": None}))
     page.goto(f"{service.base_url}/models/")
     page.fill("#key", key)
     page.click("#use-key")
     expect(page.locator("#status")).to_have_text("1 model for this key.")
     expect(page.locator("#models tbody tr")).to_contain_text("gpt-3.5-turbo")
+    expect(page.locator("#models tbody tr")).to_contain_text("512 ms")
     expect(page.locator("#code-text")).to_contain_text("/v1/chat/completions")
     page.get_by_role("link", name="Try gpt-3.5-turbo").click()
     page.fill("#key", key)

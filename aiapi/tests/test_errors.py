@@ -162,9 +162,9 @@ def browser(staff: User) -> Client:
 @pytest.mark.parametrize(
     ("path", "status", "told"),
     [
-        ("/nowhere", 404, "There is nothing under this address"),
-        ("/admin/nowhere/", 404, "There is nothing under this address"),
-        ("/admin/accounts/account/", 403, "Ask an administrator for the permission"),
+        ("/nowhere", 404, "This page does not exist"),
+        ("/admin/nowhere/", 404, "This page does not exist"),
+        ("/admin/accounts/account/", 403, "Ask an administrator for it"),
     ],
 )
 def test_it_shows_a_page_to_a_browser(browser: Client, path: str, status: int, told: str) -> None:
@@ -217,7 +217,7 @@ def test_it_shows_a_page_for_a_database_that_is_away(browser: Client) -> None:
     with connection.execute_wrapper(fail):
         answer = browser.get("/admin/")
     assert (answer.status_code, answer["Retry-After"]) == (503, "1")
-    assert "The database does not answer" in answer.content.decode()
+    assert "The database is not responding" in answer.content.decode()
 
 
 def test_it_answers_json_where_the_page_fails_too(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,11 +72,11 @@ function show(found) {
   byId("usage-problem").replaceChildren();
   byId("key-form").hidden = true;
   byId("key").value = "";
-  byId("whose").textContent = `Account ${standing.account}, key ${standing.key}, tier ${standing.tier}.`;
+  byId("whose").textContent = `Account ${standing.account} · key ${standing.key} · tier ${standing.tier}`;
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
   showStanding(standing, forecasts(standing, found.pace));
-  byId("range-told").textContent = `${rangeName(range)}, the whole account, by the ${range.unit} in ${TIME_ZONE}.`;
+  byId("range-told").textContent = `${rangeName(range)}, all keys of the account, by ${range.unit} (${TIME_ZONE}).`;
   byId("empty").hidden = whole.requests > 0;
   byId("filled").hidden = whole.requests === 0;
   byId("csv").disabled = whole.requests === 0;
@@ -85,7 +85,7 @@ function show(found) {
     showFigures(found);
     showRecords(found.records, found.next, older);
   }
-  say(`As of ${moment(found.at, { seconds: true })} (${TIME_ZONE}); refreshed every minute while this page is visible.`);
+  say(`As of ${moment(found.at, { seconds: true })} (${TIME_ZONE}). This page refreshes every minute.`);
 }
 
 function fail(refusal) {
@@ -97,7 +97,7 @@ function fail(refusal) {
     showRefusal(byId("usage-problem"), refusal);
     say("This range can't be shown.");
   } else {
-    showRefusal(byId("stale"), refusal, { stillWorks: "The figures below are older; you can still download them as CSV. API requests may still work." });
+    showRefusal(byId("stale"), refusal, { stillWorks: "The figures below are older. You can still download them as CSV, and API requests may still work." });
     say(`As of ${moment(shown.at, { seconds: true })} (${TIME_ZONE}), not refreshed since: the last attempt failed. The page retries every minute.`);
   }
 }

@@ -92,9 +92,10 @@ function options({ unit, time, format, tick = (value) => format(value), names, s
  * `labels` and `names` are the buckets' short and full names. `format(value, isExact)` formats a value, and
  * `tick(value, first)` a value of the axis, which begins with `first`. `summary` describes the chart in a sentence.
  * `link(bucket, set)` returns the URL of what a bucket (and one of its sets, if a bar or point was hit) was counted from.
+ * `empty` is shown instead of the chart if it would have no bar or point.
  */
 export function drawChart(box, chart) {
-  const { id, title, labels, sets, summary, note = null } = chart;
+  const { id, title, labels, sets, summary, note = null, empty = null } = chart;
   const isBars = chart.kind === "bars";
   let entry = made.get(id);
   if (!entry) {
@@ -105,7 +106,11 @@ export function drawChart(box, chart) {
   entry.chart?.destroy();
   entry.caption.replaceChildren(title);
   entry.canvas.setAttribute("aria-label", `${title}. ${summary} The table below has all values.`);
-  entry.note.replaceChildren(...(note ? [note] : []));
+  const isEmpty = empty !== null && !sets.some(({ values }) => values.some((value) => value || (value === 0 && !isBars)));
+  entry.note.replaceChildren(...(isEmpty ? [empty] : note ? [note] : []));
+  for (const part of [entry.plot, entry.details]) part.hidden = isEmpty;
+  entry.chart = null;
+  if (isEmpty) return;
   const data = { labels, datasets: sets.map((each, index) => dataset(each, index, isBars)) };
   entry.chart = new Chart(entry.canvas, { type: isBars ? "bar" : "line", data, options: options({ ...chart, isBars }) });
   entry.fill = () => entry.behind.replaceChildren(tableOf(chart));
@@ -121,7 +126,8 @@ function frame(title) {
     fill: () => {},
   };
   entry.details = element("details", { toggle: () => { if (entry.details.open) entry.fill(); } }, element("summary", { class: "small" }, `Table: ${title.toLowerCase()}`), entry.behind);
-  entry.figure = element("figure", { class: "card" }, entry.caption, element("div", { class: "plot" }, entry.canvas), entry.note, entry.details);
+  entry.plot = element("div", { class: "plot" }, entry.canvas);
+  entry.figure = element("figure", { class: "card" }, entry.caption, entry.plot, entry.note, entry.details);
   return entry;
 }
 

@@ -6,10 +6,15 @@ let code = {};
 let language = "curl";
 const tabs = () => [...document.querySelectorAll('[role="tab"]')];
 
-/** Show the code of each language, `{curl, python, javascript}`, in the tabs. */
+/** Show the code of each language, `{curl, python, javascript, install}`, in the tabs. */
 export function showCode(written) {
   code = written;
+  show();
+}
+
+function show() {
   byId("code-text").textContent = code[language];
+  byId("install").textContent = code.install[language] ? `\n${code.install[language]}` : "";
 }
 
 function choose(tab) {
@@ -19,7 +24,7 @@ function choose(tab) {
     each.tabIndex = each === tab ? 0 : -1;
   }
   byId("code").setAttribute("aria-labelledby", tab.id);
-  byId("code-text").textContent = code[language];
+  show();
 }
 
 function move(event) {

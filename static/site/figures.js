@@ -59,23 +59,28 @@ function charts(buckets, whole, split, group, unit) {
       ...bars, id: "tokens", title: "Tokens", unit: `Tokens per ${unit}`,
       sets: [read("input", (each) => each.input_tokens - each.cached_tokens), read("cached input", (each) => each.cached_tokens), read("output", (each) => each.output_tokens)],
       summary: `${exactly(whole.input_tokens)} in, ${exactly(whole.output_tokens)} out.`,
+      empty: "No tokens in this range: no request was answered by a model.",
     },
     {
       kind: "bars", format: inMoney, tick: dollarTick, id: "cost", title: `Cost by ${group}`, unit: `US dollars per ${unit}`,
       sets: costsByGroup(split, starts, group), summary: `${knownMoney(whole).replace(/^./, (letter) => letter.toUpperCase())} altogether.`,
+      empty: "No costs in this range: answers were free, or their model has no price. See the prices under Models.",
     },
     {
       kind: "lines", format: inTime, id: "latency", title: "Latency of answers", unit: "Time",
       sets: [read("p95: 95 of 100 are faster", (each) => each.latency_ms?.p95 ?? null, null), read("p50: the middle one", (each) => each.latency_ms?.p50 ?? null, null)],
       summary: `p50 ${milliseconds(whole.latency_ms?.p50)}, p95 ${milliseconds(whole.latency_ms?.p95)}.`,
+      empty: "No answers in this range, so there is nothing to time.",
     },
     {
       kind: "lines", format: percent, id: "hits", title: "Cache hit rate", unit: "Hits of hits and misses", most: 1,
       sets: [read("hit rate", (each) => (asked(each) ? each.cache_hit_rate : null), null)], summary: `${rate(whole)} altogether.`,
+      empty: "No request in this range asked the cache. Requests to /chat and /summarize do, and under /v1 those with temperature 0.",
     },
     {
       kind: "bars", format: inMoney, tick: dollarTick, id: "saved", title: "Saved by cache and sharing", unit: `US dollars per ${unit}`,
       sets: [read("saved", (each) => Number(each.saved_cost))], summary: `${money(whole.saved_cost)} altogether.`,
+      empty: "Nothing saved in this range. Send the same request to /chat twice: the second answer comes from the cache, and is free.",
     },
   ];
 }

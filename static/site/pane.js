@@ -7,6 +7,8 @@ import { markdown } from "./markdown.js";
 import { showRefusal } from "./refusals.js";
 import { Refusal, send } from "./service.js";
 
+/** Milliseconds between two renderings of an answer that is being written: each parses all of it. */
+const RENDER_MS = 100;
 /** Descriptions of cache outcomes. */
 const OUTCOMES = {
   HIT: "from the cache, free",
@@ -76,10 +78,11 @@ export class Pane {
     this.clearFailure();
     this.showTurns(question);
     this.part("answer").replaceChildren();
-    this.part("facts").replaceChildren();
-    for (const name of ["limits", "copy-answer"]) this.part(name).hidden = true;
+    this.showFacts(new Headers(), {});
+    this.part("copy-answer").hidden = true;
     this.part("answer").setAttribute("aria-busy", "true");
     this.part("answer").hidden = false;
+    this.part("talk").scrollTop = this.part("talk").scrollHeight;
     this.say("Waiting for the answer…");
   }
 
@@ -97,16 +100,16 @@ export class Pane {
       this.say("Answering…");
     }
     this.text += text;
-    this.frame ??= requestAnimationFrame(() => this.show());
+    this.timer ??= setTimeout(() => this.show(), RENDER_MS);
   }
 
   /** Render the text so far; an answer that is read at its end stays there. */
   show() {
-    cancelAnimationFrame(this.frame);
-    this.frame = null;
-    const box = this.part("answer");
+    clearTimeout(this.timer);
+    this.timer = null;
+    const box = this.part("talk");
     const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 30;
-    box.replaceChildren(...markdown(this.text));
+    this.part("answer").replaceChildren(...markdown(this.text));
     if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
 

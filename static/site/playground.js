@@ -10,7 +10,7 @@ import { fault, fillFrom, formLink, isConversation, modelKind, request, showFiel
 import { send } from "./service.js";
 import { snippets } from "./snippets.js";
 
-const ANY = { model: "Default", compare: "None" };
+const ANY = { model: "Default model", compare: "No second model" };
 
 let key = ""; // in memory; key.js may keep a copy for the tab
 let models = []; // the models that the key may use
@@ -25,6 +25,7 @@ async function loadModels(entered) {
     key = entered;
     const offered = showModels();
     panes[0].say(`Key accepted: ${offered} ${offered === 1 ? "model" : "models"} to choose from.`);
+    byId("panes").classList.add("ready");
     showForm();
   } catch (error) {
     key = "";
@@ -49,27 +50,29 @@ function showModels() {
   return names.length;
 }
 
-/** Show what belongs to the form as it stands: fields, the model's price, the second answer, the code. */
+/** Show what belongs to the form as it stands: fields, the models' prices, the second answer, the code. */
 function showForm() {
-  const model = models.find(({ id }) => id === byId("model").value);
-  byId("model-hint").textContent = model ? describe(model) : "";
-  panes[1].part("pane").hidden = !byId("compare").value;
-  byId("panes").classList.toggle("two", Boolean(byId("compare").value));
+  const isComparing = Boolean(byId("compare").value);
+  panes[1].part("pane").hidden = !isComparing;
+  byId("panes").classList.toggle("two", isComparing);
+  byId("send").textContent = isComparing ? "Send to both" : "Send";
   for (const [index, id] of ["model", "compare"].entries()) {
-    panes[index].part("pane-title").textContent = (byId("compare").value && byId(id).value) || "Answer";
+    const model = models.find(({ id: name }) => name === byId(id).value);
+    if (models.length) byId(`${id}-hint`).textContent = model ? describe(model) : "";
+    panes[index].part("pane-title").textContent = isComparing ? model?.id ?? ANY[id] : "Answer";
   }
   showLength();
-  showCodeOf(request(byId("model").value, panes[0].turns), "The form as it is now");
+  showCodeOf(request(byId("model").value, panes[0].turns), "The form as it is now.");
 }
 
 function describe({ context_size: context, price }) {
   const cost = price ? `${money(price.input_per_million)} in and ${money(price.output_per_million)} out per million tokens` : "no price entered";
-  return `Context of ${count(context)} tokens; ${cost}.`;
+  return `${count(context)} tokens of context; ${cost}.`;
 }
 
 function showCodeOf(asked, what) {
   showCode(snippets(location.origin, asked));
-  byId("code-hint").firstChild.textContent = `${what}. Put your key into the environment variable `;
+  byId("code-hint").textContent = what;
 }
 
 function showFault() {
@@ -86,7 +89,7 @@ async function ask() {
   for (const pane of panes) pane.clearFailure();
   if (showFault()) return;
   if (!key) {
-    panes[0].say("Enter your key first.");
+    byId("key-problem").replaceChildren(element("p", { class: "bad-text", role: "alert" }, "Enter your API key first."));
     byId("key").focus();
     return;
   }
@@ -94,7 +97,7 @@ async function ask() {
   if (panes[1].turns.length < panes[0].turns.length) panes[1].turns = [...panes[0].turns];
   const requests = names.map((model, index) => request(model, panes[index].turns));
   const question = isConversation() ? byId("text").value : null;
-  showCodeOf(requests[0], "Exactly what was sent");
+  showCodeOf(requests[0], "Exactly what was sent.");
   begin();
   const { signal } = running;
   const done = await Promise.all(requests.map((asked, index) => panes[index].ask(asked, { key, signal, question })));
@@ -143,6 +146,7 @@ byId("ask").addEventListener("submit", (event) => { event.preventDefault(); ask(
 byId("ask").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask(); });
 byId("stop").addEventListener("click", () => running?.abort());
 byId("clear").addEventListener("click", () => { clear(); byId("text").focus(); });
+byId("leave").addEventListener("click", () => { byId("compare").value = ""; showForm(); byId("compare").focus(); });
 byId("link").addEventListener("click", () => copy(formLink(), byId("linked")));
 showFields();
 showForm();

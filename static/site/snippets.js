@@ -1,19 +1,24 @@
 // Code examples of a request in three languages, with the environment variable AIAPI_KEY instead of the key.
 
+/** What to install before, by language: curl is there, and JavaScript without an SDK uses fetch. */
+const INSTALL = { openai: { python: "pip install openai", javascript: "npm install openai" }, native: { python: "pip install requests" } };
+
 const INDENT = "    ";
 /** Where an answer of OpenAI's endpoints has its result. */
 const RESULTS = { "/v1/chat/completions": "choices[0].message.content", "/v1/embeddings": "data[0].embedding" };
 
-/** Return the code of a request `{path, headers, body}` to an origin as `{curl, python, javascript}`. */
+/** Return the code of a request `{path, headers, body}` to an origin as `{curl, python, javascript, install}`. */
 export function snippets(origin, request) {
   const isOpenAI = request.path.startsWith("/v1/");
   return {
     curl: curl(origin, request, isOpenAI),
     python: isOpenAI ? pythonWithOpenAI(origin, request) : pythonWithRequests(origin, request),
-    javascript: javascript(origin, request, isOpenAI),
+    javascript: isOpenAI ? javascriptWithOpenAI(origin, request) : javascriptWithFetch(origin, request),
+    install: INSTALL[isOpenAI ? "openai" : "native"],
   };
 }
 
+const operation = (path) => path.replace("/v1/", "").replaceAll("/", ".");
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 function curl(origin, { path, headers, body }, isOpenAI) {
@@ -47,7 +52,7 @@ function pythonWithOpenAI(origin, { path, headers, body }) {
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}, api_key=os.environ["AIAPI_KEY"])`,
-    `answer = client.${path.replace("/v1/", "").replaceAll("/", ".")}.create(`,
+    `answer = client.${operation(path)}.create(`,
     ...named,
     ...extra,
     ")",
@@ -76,17 +81,33 @@ function pythonWithRequests(origin, { path, headers, body }) {
   ].join("\n");
 }
 
-function javascript(origin, { path, headers, body }, isOpenAI) {
-  const key = isOpenAI ? "Authorization: `Bearer ${process.env.AIAPI_KEY}`" : '"X-API-Key": process.env.AIAPI_KEY';
+function javascriptWithOpenAI(origin, { path, headers, body }) {
+  const extra = Object.keys(headers).length ? [`${INDENT}{ headers: ${JSON.stringify(headers)} },`] : [];
+  const use = body.stream
+    ? ['for await (const chunk of answer) process.stdout.write(chunk.choices[0]?.delta.content ?? "");']
+    : [`console.log(answer.${RESULTS[path]});`];
+  return [
+    'import OpenAI from "openai";',
+    "",
+    `const client = new OpenAI({ baseURL: ${JSON.stringify(`${origin}/v1`)}, apiKey: process.env.AIAPI_KEY });`,
+    `const answer = await client.${operation(path)}.create(`,
+    `${INDENT}${JSON.stringify(body)},`,
+    ...extra,
+    ");",
+    ...use,
+  ].join("\n");
+}
+
+function javascriptWithFetch(origin, { path, headers, body }) {
   const all = Object.entries({ "Content-Type": "application/json", ...headers });
   const more = all.map(([name, value]) => `, ${JSON.stringify(name)}: ${JSON.stringify(value)}`).join("");
   const use = body.stream
     ? ["const text = new TextDecoder();", "for await (const bytes of answer.body) process.stdout.write(text.decode(bytes, { stream: true }));"]
-    : [isOpenAI ? `console.log((await answer.json()).${RESULTS[path]});` : "console.log(await answer.json());"];
+    : ["console.log(await answer.json());"];
   return [
     `const answer = await fetch(${JSON.stringify(origin + path)}, {`,
     '  method: "POST",',
-    `  headers: { ${key}${more} },`,
+    `  headers: { "X-API-Key": process.env.AIAPI_KEY${more} },`,
     `  body: JSON.stringify(${JSON.stringify(body)}),`,
     "});",
     "if (!answer.ok) throw new Error(`${answer.status} ${await answer.text()}`);",

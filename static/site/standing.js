@@ -1,7 +1,7 @@
 // The limits of key and account: remaining amounts, bars, and reset times.
 
 import { byId, element } from "./dom.js";
-import { count, duration, exactMoney, exactly, holder, moment, money, TIME_ZONE, words } from "./format.js";
+import { count, duration, exactMoney, exactly, holder, money, words } from "./format.js";
 
 /** The used share of a limit from which it is shown as nearly used up. */
 const NEAR = 0.8;
@@ -18,20 +18,21 @@ const shown = (state, value) => (isMoney(state) ? money(value) : count(value));
 const exact = (state, value) => (isMoney(state) ? exactMoney(value) : exactly(value));
 const nameOf = (state) => NAMES[state.name] ?? words(state.name);
 const ownerOf = (state) => holder(state, "the whole account") + (state.model ? `, ${state.model}` : "");
+const titleOf = (state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)})`;
 const share = (state) => (Number(state.limit) > 0 ? Number(state.used) / Number(state.limit) : 1);
 
 function gradeOf(state) {
-  if (state.remaining === null) return ["", "unknown now"];
-  if (Number(state.remaining) <= 0) return ["spent", "used up"];
-  return share(state) >= NEAR ? ["near", "nearly used up"] : ["", ""];
+  if (state.remaining === null) return ["", "Unknown now."];
+  if (Number(state.remaining) <= 0) return ["spent", "Limit reached."];
+  return share(state) >= NEAR ? ["near", "Close to the limit."] : ["", ""];
 }
 
 /** Show the limits of a /usage answer, the most used first, with the forecasts of its budgets. */
-export function showStanding({ limits, source, month }, forecasts = new Map()) {
+export function showStanding({ limits, source }, forecasts = new Map()) {
   const limited = limits.filter((state) => state.limit !== null).sort((one, other) => share(other) - share(one));
   byId("limits").replaceChildren(...limited.map((state) => card(state, forecasts.get(state))));
-  byId("left-summary").replaceChildren(summary(limited, source), element("span", { class: "quiet small" }, ` Times are in ${TIME_ZONE}.`));
-  byId("unlimited").textContent = unlimited(limits, month);
+  byId("left-summary").replaceChildren(summary(limited, source));
+  byId("unlimited").textContent = unlimited(limits);
 }
 
 /** Return the ms until the first exhausted limit resets; Infinity if none is exhausted. */
@@ -40,30 +41,35 @@ export function roomAgain({ limits }) {
   return Math.min(...spent.map((state) => state.reset * 1000 - Date.now()));
 }
 
+/** Describe the limits that are reached or close, then the budget in money that is the most used. */
 function summary(limited, source) {
   if (source === "records") return "Live counters are unavailable: monthly amounts come from the request log, and the use of rates is unknown.";
-  const spent = limited.filter((state) => gradeOf(state)[0] === "spent");
-  if (spent.length) return `Used up: ${spent.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)}), ${until(state)}`).join("; ")}.`;
-  const near = limited.filter((state) => gradeOf(state)[0] === "near");
-  if (near.length) return `Nearly used up: ${near.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)})`).join("; ")}.`;
-  return limited.length ? "All limits have room." : "This key has no limits.";
+  const of = (grade) => limited.filter((state) => gradeOf(state)[0] === grade);
+  const [reached, near, budget] = [of("spent"), of("near"), limited.find(isMoney)];
+  const sentences = [
+    reached.length && `Limit reached: ${reached.map((state) => `${titleOf(state)}, ${reset(state)}`).join("; ")}.`,
+    near.length && `Close to the limit: ${near.map(titleOf).join("; ")}.`,
+    !reached.length && !near.length && (limited.length ? "You are well within your limits." : "This key has no limits."),
+    budget && sentence(budget),
+  ];
+  return sentences.filter(Boolean).join(" ");
 }
 
-/** Describe when a limit resets. A minute's window frees its slots one by one: at `reset` all of it is free. */
-function until(state) {
-  if (state.reset === null) return "until a request ends";
-  if (state.name.endsWith("per_minute")) return "frees up within a minute";
-  const at = new Date(state.reset * 1000);
-  const rest = (at - Date.now()) / 1000;
-  return rest > 0 ? `until ${moment(at, { seconds: rest < 3600 })} (in ${duration(rest)})` : "until now";
+/** Describe what is used of a limit, and when it resets. */
+function sentence(state) {
+  const who = state.owner.startsWith("account") ? "You have" : `${holder(state).replace(/^t/, "T")} has`;
+  const [verb, when] = state.name === "concurrent_requests" ? ["", "open"] : ["used ", state.name.endsWith("per_minute") ? "in the last minute" : "this month"];
+  const unit = isMoney(state) ? "" : state.name.includes("tokens") ? " tokens" : " requests";
+  return `${who} ${verb}${shown(state, state.used)} of ${shown(state, state.limit)}${unit}${state.model ? ` with ${state.model}` : ""} ${when}; ${reset(state)}.`;
 }
 
+/** Describe when a limit resets: a month in UTC, a minute's window in seconds, because it frees up bit by bit. */
 function reset(state) {
-  if (state.reset === null) return "Frees up when a request ends.";
+  if (state.reset === null) return "one frees up when a request ends";
   const at = new Date(state.reset * 1000);
   const rest = (at - Date.now()) / 1000;
-  if (Number(state.used) === 0 && state.name.endsWith("per_minute")) return "Nothing used in the last minute.";
-  return rest > 0 ? `Resets at ${moment(at, { seconds: rest < 3600 })}, in ${duration(rest)}.` : "Resets now.";
+  if (state.name.endsWith("per_minute")) return `all ${shown(state, state.limit)} are available ${rest > 0 && Number(state.used) > 0 ? `again in ${duration(rest)}` : "now"}`;
+  return `resets on ${at.toLocaleDateString("en-GB", { day: "numeric", month: "long", timeZone: "UTC" })} ${at.toISOString().slice(11, 16)} UTC`;
 }
 
 function card(state, forecast) {
@@ -75,7 +81,7 @@ function card(state, forecast) {
     element("h3", {}, nameOf(state), element("span", {}, ownerOf(state))),
     element("p", { class: "left", title }, `${shown(state, state.remaining)} left `, element("small", {}, `of ${shown(state, state.limit)}`)),
     element("progress", { max: "1", value: String(Math.min(1, share(state))), "aria-label": `${nameOf(state)}, ${ownerOf(state)}: ${title}` }),
-    element("p", { class: "small" }, `${shown(state, state.used)} used. ${reset(state)} `, element("span", { class: "state" }, told)),
+    element("p", { class: "small" }, element("span", { class: "state" }, told && `${told} `), sentence(state)),
     forecast && Number(state.remaining) > 0 ? element("p", { class: "small" }, forecastText(state, forecast)) : null,
   );
 }
@@ -88,9 +94,10 @@ function forecastText(state, { expected, ends, reachedAt }) {
   return reachedAt === null ? `${sentence}.` : element("span", { class: "state warn-text" }, `${sentence}; reached on ${day(reachedAt)}.`);
 }
 
-function unlimited(limits, month) {
-  const free = limits.filter((state) => state.limit === null);
-  if (!free.length) return "";
-  const used = (state) => (state.used === null || !state.name.startsWith("monthly") ? "" : `, ${exact(state, state.used)} used`);
-  return `Without a limit (months are of UTC, now ${month}): ${free.map((state) => `${nameOf(state).toLowerCase()} of ${ownerOf(state)}${used(state)}`).join("; ")}.`;
+/** Name what has no limit, by owner. */
+function unlimited(limits) {
+  const free = Object.groupBy(limits.filter((state) => state.limit === null), ownerOf);
+  const used = (state) => (state.used === null || !state.name.startsWith("monthly") ? "" : ` (${exact(state, state.used)} used)`);
+  const names = (states) => new Intl.ListFormat("en").format(states.map((state) => nameOf(state).toLowerCase() + used(state)));
+  return Object.entries(free).map(([owner, states]) => `${owner.replace(/^t/, "T")} has no limit on ${names(states)}.`).join(" ");
 }
