@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from django.db import connection
 from django.db.models import Q, QuerySet
 
 from accounts.keys import SHOWN_PREFIX
@@ -95,19 +96,29 @@ def _chain(key: ApiKey) -> list[ApiKey]:
     return [key, *(_chain(key.maker) if key.maker else [])]
 
 
+#: Key and lineage, of each key in the lineages and of the keys made by these, of any generation.
+_COUNTED_AGAINST = """
+    WITH RECURSIVE counted (id, first) AS (
+        SELECT id, coalesce(lineage_id, id) FROM accounts_apikey WHERE id IN ({marks}) OR lineage_id IN ({marks})
+        UNION
+        SELECT made.id, counted.first FROM accounts_apikey made JOIN counted ON made.maker_id = counted.id
+    )
+    SELECT id, first FROM counted
+"""
+
+
 def api_keys_counted_against(firsts: Iterable[int]) -> Mapping[int, set[int]]:
     """Map keys to the lineages that their use counts against, for those lineages whose first keys are given.
 
     A key counts against its own lineage and, if it was created through /keys, against those of its makers.
     """
-    found = api_keys_of_lineages(firsts).values_list("pk", "lineage_id")
-    generation: Mapping[int, set[int]] = {pk: {lineage or pk} for pk, lineage in found}
-    counted: dict[int, set[int]] = defaultdict(set)
-    while generation:
-        for pk, against in generation.items():
-            counted[pk] |= against
-        made = ApiKey.objects.filter(maker__in=list(generation)).values_list("pk", "maker_id")
-        generation = {pk: generation[maker] for pk, maker in made}
+    firsts, counted = list(firsts), defaultdict[int, set[int]](set)
+    if firsts:
+        marks = ", ".join(["%s"] * len(firsts))
+        with connection.cursor() as cursor:
+            cursor.execute(_COUNTED_AGAINST.format(marks=marks), firsts * 2)
+            for pk, first in cursor.fetchall():
+                counted[pk].add(first)
     return counted
 
 

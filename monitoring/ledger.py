@@ -6,20 +6,29 @@ key or account, endpoint, model and outcome, whatever the number of calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby, islice
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from itertools import chain, groupby, islice
 
-from django.db.models import F, QuerySet, Sum
+from django.db import connection
 
 from accounts.limits.types import SECOND, Amount, Subject
-from accounts.models import ApiKey
 from accounts.selectors import api_keys_counted_against
 from core.times import month_end, month_start
-from monitoring.models import Rollup
 
 #: Subjects in one query: the number of parameters is limited, and longer lists get slow query plans.
 AT_ONCE = 1_000
-
+#: What accounts, or keys, used by model. This is plain SQL because a key's first call of a month waits for it.
+_OF_ACCOUNTS = """
+    SELECT account_id, model, sum(input_tokens + output_tokens), sum(cost) FROM monitoring_rollup
+    WHERE grain = 'ad' AND start >= %s AND start < %s AND account_id IN ({}) GROUP BY account_id, model
+"""
+#: Keys only make keys of their own account, so the index by account finds all rows.
+_OF_KEYS = """
+    SELECT key_id, model, sum(input_tokens + output_tokens), sum(cost) FROM monitoring_rollup
+    WHERE grain = 'kd' AND start >= %s AND start < %s AND key_id IN ({})
+    AND account_id IN (SELECT account_id FROM accounts_apikey WHERE id IN ({})) GROUP BY key_id, model
+"""
 
 Sums = dict[tuple[int, str | None], Amount]
 
@@ -27,40 +36,33 @@ Sums = dict[tuple[int, str | None], Amount]
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
     """Return tokens and cost (nano-dollars) of the records of keys, accounts and model budgets in a month.
 
-    The month is in UTC (YYYYMM). A few queries are made for each AT_ONCE of the subjects.
+    The month is in UTC (YYYYMM). At most three queries are made for each AT_ONCE of the subjects.
     """
     settled: dict[Subject, Amount] = {}
-    for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
+    for is_key, of_one in groupby(sorted(subjects, key=_is_of_key), key=_is_of_key):
         while some := list(islice(of_one, AT_ONCE)):
-            owners, models = {each.owner_id for each in some}, {each.model for each in some} - {None}
-            if kind.startswith("key"):
-                sums = _sums_of_lineages(owners, models, month)
-            else:
-                rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, account_id__in=owners)
-                sums = _sums(rows, "account_id", models, month)
+            sums = _sums({each.owner_id for each in some}, month, of_keys=is_key)
             settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in some}
     return settled
 
 
-def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:
-    """Sum over the rotations of each key and the keys made by them, by the id of the first key of the rotation."""
-    counted = api_keys_counted_against(identifiers)
-    # Keys only make keys of their own account, so the index by account finds all rows.
-    accounts = set(ApiKey.objects.filter(pk__in=identifiers).values_list("account_id", flat=True))
-    rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_DAY, account_id__in=accounts, key_id__in=list(counted))
-    sums: Sums = {}
-    for (pk, model), amount in _sums(rows, "key_id", models, month).items():
-        for first in counted[pk]:
-            sums[first, model] = sums.get((first, model), Amount()) + amount
-    return sums
+def _is_of_key(subject: Subject) -> bool:
+    return subject.kind.startswith("key")
 
 
-def _sums(rows: QuerySet[Rollup], column: str, models: set[str | None], month: int) -> Sums:
-    """Sum by (owner, None), or by (owner, model) if `models` are given."""
+def _sums(owners: Collection[int], month: int, *, of_keys: bool) -> Sums:
+    """Sum by (owner, None) and (owner, model). Of a key, its rotations and the keys made by them count as well."""
+    counted = api_keys_counted_against(owners) if of_keys else {owner: {owner} for owner in owners}
+    sums: Sums = defaultdict(Amount)
+    if not counted:
+        return sums
+    query, lists = (_OF_KEYS, (counted, owners)) if of_keys else (_OF_ACCOUNTS, (owners,))
+    query = query.format(*(", ".join(["%s"] * len(each)) for each in lists))
     begin, end = (edge(month) // (60 * SECOND) for edge in (month_start, month_end))
-    rows = rows.filter(start__gte=begin, start__lt=end).order_by()
-    if models:
-        rows = rows.filter(model__in=models)
-    grouped = rows.values(column, *(["model"] if models else []))
-    summed = grouped.annotate(tokens=Sum(F("input_tokens") + F("output_tokens")), dollars=Sum("cost"))
-    return {(row[column], row.get("model")): Amount(int(row["tokens"]), int(row["dollars"])) for row in summed}
+    with connection.cursor() as cursor:
+        cursor.execute(query, [begin, end, *chain(*lists)])
+        for pk, model, tokens, cost in cursor.fetchall():
+            for first in counted[pk]:
+                for part in (None, model):
+                    sums[first, part] += Amount(int(tokens), int(cost))
+    return sums
