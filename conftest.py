@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis as redis_client
 from django.conf import settings
+from hypothesis import settings as hypothesis
 
 from launch.checks import TIMED
 from tests.stores import Postgres, Redis, postgres_server, redis_server
@@ -30,6 +31,9 @@ LONGEST = (
     "tests/test_codex.py",
     "tests/test_ledger_check.py",
 )
+#: No time limit for an example: a busy machine would exceed it.
+hypothesis.register_profile("untimed", deadline=None)
+hypothesis.load_profile("untimed")
 #: Marks a Redis database as one that tests may empty.
 TESTS_OWN = "aiapi:owned-by-tests"
 

@@ -47,13 +47,11 @@ def load() -> Any:
     """Load what a server and a worker use, for forks to share, and return the WSGI application."""
     django.setup()
     from aiapi.wsgi import application
-    from inference.upstream.client import sdk
 
     for module in (settings.ROOT_URLCONF, "aiapi.worker", "operations.worker"):
         import_module(module)
     for sender, receiver in NEEDLESS_RECEIVERS:
         sender.disconnect(receiver)
-    sdk()
     gc.collect()
     gc.freeze()  # a full collection of these objects would block every stream for 100 ms, and unshare their memory
     return application

@@ -219,11 +219,16 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _warm_up() -> None:
-    """Look up the slots of a cluster before the first requests."""
+    """Look up the slots of a cluster, and import the SDK if a provider needs it, before the first requests."""
     from accounts.limits import get_limits
     from accounts.limits.types import LimitsUnavailable
+    from core.errors import DependencyUnavailable
+    from inference.catalog import catalog
+    from inference.upstream.client import sdk
 
     try:
         get_limits().now()
-    except LimitsUnavailable as error:
-        log.warning("limits_not_ready", cause=type(error).__name__)
+        if any(route.is_azure for model in catalog.models().values() for route in model.routes):
+            sdk()
+    except (LimitsUnavailable, DependencyUnavailable) as error:
+        log.warning("not_warmed_up", cause=type(error).__name__)

@@ -124,9 +124,7 @@ def _serve() -> None:
         import aiapi.server
         import aiapi.worker  # noqa: F401
         from inference.protocols.base import count_tokens
-        from inference.upstream.client import sdk
 
-        sdk()
         count_tokens([], model="")
     for line in sys.stdin:
         request = json.loads(line)

@@ -49,7 +49,7 @@ def headers(api: Api, upstream: FakeUpstream, settings: LazySettings) -> dict[st
 
 
 @schema.parametrize()
-@hypothesis(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@hypothesis(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_it_answers_as_documented(case: Any, headers: dict[str, str]) -> None:
     if case.headers:
         case.headers.pop("Idempotency-Key", None)  # a case is judged by itself, not by what an earlier one sent

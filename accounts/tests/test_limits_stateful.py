@@ -311,7 +311,6 @@ class LimitsMachine(RuleBasedStateMachine):
 LimitsMachine.TestCase.settings = settings(
     max_examples=400 if os.environ.get("FULL") == "1" else 40,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestLimitsMachine = LimitsMachine.TestCase

@@ -1,4 +1,4 @@
-"""The SDK is imported by who asks a provider, and by nobody else."""
+"""The SDK's half a second and 20 MB are paid only for a provider that it addresses: Azure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from pathlib import Path
 
 from aiapi.settings import BASE_DIR
 
+#: Loads what a server and a worker use, and lists what was imported.
+LOAD = "import sys; from aiapi.server import load; load(); print(*sys.modules)"
 
-def test_no_command_pays_for_the_sdk(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "manage.py", "check"]  # which looks at all there is
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3"}
-    done = subprocess.run(command, env=env, cwd=BASE_DIR, capture_output=True, text=True, check=True)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+def test_a_server_does_not_import_the_sdk(tmp_path: Path) -> None:
+    env = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3",
+        "DJANGO_SETTINGS_MODULE": "aiapi.settings",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], env=env, cwd=BASE_DIR, capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.split())
     assert "inference.upstream.client" in imported
     assert not {name for name in imported if name.split(".")[0] == "openai"}

@@ -1,8 +1,8 @@
-"""One call to one deployment, with the requests of the `openai` SDK, over the process's connection pool.
+"""One call to one deployment, over the process's connection pool.
 
-The SDK builds the URL and the headers once for each endpoint of a deployment. The call itself goes over the pool
-directly, because the SDK's HTTP client costs as much CPU as the rest of a request (bench/side_by_side.py). Nothing is
-retried here: a retry must fit the caller's deadline and reservation (see routing).
+URL and headers are built once for each endpoint of a deployment, those of Azure by the `openai` SDK. The SDK makes no
+call: its HTTP client costs as much CPU as the rest of a request (bench/side_by_side.py). Nothing is retried here: a
+retry must fit the caller's deadline and reservation (see routing).
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from inference.upstream.errors import ATTEMPT_EXCEPTIONS, AttemptFailed, ErrorAn
 from inference.upstream.transport import Abort, PooledTransport, Response
 
 if TYPE_CHECKING:
-    import httpx2
     from openai import OpenAI
 
-#: Headers of a prepared call that are dropped: they belong to the connection or the body, or ask for compression.
+#: Headers of the SDK's request that are dropped: they belong to the connection or the body, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
 #: Paths under a deployment's URL for Azure's dated API versions.
@@ -210,15 +209,15 @@ class Upstream:
         raise ErrorAnswer(response.status, CaseInsensitiveMapping(response.headers), detail)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
-        """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""
-        key = (method, route.base_url, _path(route, path), route.secret, route.api_version, *route.headers.items())
+        """Return an endpoint's URL and headers, cached until something in them changes."""
+        shape = (route.is_azure, route.base_url, route.api_version)
+        key = (method, _path(route, path), *shape, route.secret, *route.headers.items())
         prepared = self._endpoints.get(key)
         if prepared is None:
-            request = _built(route, method, _path(route, path))
-            headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
             if len(self._endpoints) >= KEPT_ENDPOINTS:
                 self._endpoints.clear()
-            prepared = self._endpoints[key] = _Prepared(request.method, str(request.url), headers)
+            prepared = (_for_azure if route.is_azure else _for_openai)(route, method, _path(route, path))
+            self._endpoints[key] = prepared
         return prepared
 
 
@@ -229,31 +228,43 @@ upstream = Upstream()
 def sdk() -> Any:
     """Return the module `openai`.
 
-    The import takes half a second and 26 MB, which commands that call no provider need not pay. The server imports it
-    before it forks its workers (aiapi.server).
+    The import takes half a second and 20 MB, so only Azure's callers pay for it. A web worker imports it before its
+    first request if the catalog has such a provider (aiapi.worker).
     """
     import openai
 
     return openai
 
 
-def _built(route: Route, method: str, path: str) -> httpx2.Request:
-    """Return the request that the SDK would send to an endpoint: the URL and headers, and Azure's authentication."""
+def _for_openai(route: Route, method: str, path: str) -> _Prepared:
+    """Return what any OpenAI-compatible provider wants; one without a secret gets no Authorization."""
+    headers = {"accept": "application/json", "user-agent": "AI-API"}
+    if method == "post":
+        headers["content-type"] = "application/json"
+    if route.secret:
+        headers["authorization"] = f"Bearer {route.secret}"
+    headers |= {name.lower(): text for name, text in route.headers.items()}
+    return _Prepared(method.upper(), route.base_url.rstrip("/") + path, headers)
+
+
+def _for_azure(route: Route, method: str, path: str) -> _Prepared:
+    """Return what the SDK would send to an endpoint of Azure: the URL with its API version, and the authentication."""
     import httpx2
     from openai._models import FinalRequestOptions
 
-    # The SDK requires a secret; a provider without one ignores the header. It sends nothing itself.
+    # The SDK requires a secret, which Azure gets in another header. It sends nothing itself.
     http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)
-    secret = route.secret
-    maker: OpenAI = sdk().OpenAI(base_url=route.base_url, api_key=secret or "none", http_client=http, max_retries=0)
-    options: dict[str, Any] = {"headers": route.headers}
-    if route.is_azure:
-        if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
-            options["params"] = {"api-version": route.api_version}
-        options["headers"] |= {"api-key": secret, "Authorization": sdk().Omit()}
+    maker: OpenAI = sdk().OpenAI(base_url=route.base_url, api_key="none", http_client=http, max_retries=0)
+    options: dict[str, Any] = {
+        "headers": route.headers | {"api-key": route.secret, "Authorization": sdk().Omit()},
+    }
+    if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
+        options["params"] = {"api-version": route.api_version}
     if method == "post":
         options["json_data"] = {}
-    return maker._build_request(FinalRequestOptions.construct(method=method, url=path, **options))
+    request = maker._build_request(FinalRequestOptions.construct(method=method, url=path, **options))
+    headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
+    return _Prepared(request.method, str(request.url), headers)
 
 
 @contextmanager

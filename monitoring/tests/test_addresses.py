@@ -41,7 +41,7 @@ SPANS = st.one_of(
         lambda span: (str(span[0]), str(span[0] + timedelta(days=span[1])))
     ),
 )
-fuzzed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzzed = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def key(db: None) -> IssuedKey:
     return make_key()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(changes, max_size=4), max_size=6))
 def test_it_always_agrees_with_the_log(cast: Cast, batches: list[list[dict[str, Any]]]) -> None:
     RequestRecord.objects.all().delete()
