@@ -17,6 +17,16 @@ DAY_SECONDS = 24 * 3600
 LIMIT_NAMES = [str(name) for name in LimitName]
 
 
+class ForecastAnswer(serializers.Serializer[Any]):
+    """What a monthly budget will have used when its month ends, at the pace of the last seven days."""
+
+    expected = serializers.JSONField(help_text="In the unit of the limit.")
+    reached = serializers.IntegerField(
+        allow_null=True, help_text="When the limit is reached, in epoch seconds; null: not in this month, or already."
+    )
+    text = serializers.CharField(help_text="A sentence for people, with rounded figures.")
+
+
 class LimitState(serializers.Serializer[Any]):
     """One limit of the key or its account. Amounts of money are strings in US dollars with nine decimals."""
 
@@ -31,6 +41,7 @@ class LimitState(serializers.Serializer[Any]):
     used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or unknown now.")
     remaining = serializers.JSONField(allow_null=True)
     reset = serializers.IntegerField(allow_null=True, help_text="When all of it is free again, in epoch seconds.")
+    forecast = ForecastAnswer(required=False, help_text="Of a monthly budget whose use is known.")
 
 
 class LimitUsageAnswer(serializers.Serializer[Any]):

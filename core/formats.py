@@ -43,6 +43,21 @@ def money(nano_dollars: int) -> str:
     return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"
 
 
+def about_count(number: float) -> str:
+    """Format an estimated count with three significant digits: 1,230."""
+    return count(round(float(f"{number:.2e}")))
+
+
+def about_money(nano_dollars: float) -> str:
+    """Format an estimated amount with three significant digits, and without cents from $10 on: $41, $1,230."""
+    rounded = round(float(f"{nano_dollars:.2e}"))
+    return (
+        f"${round(rounded / NANO_DOLLARS):,}"
+        if 10 * NANO_DOLLARS <= rounded < 100_000 * NANO_DOLLARS
+        else money(rounded)
+    )
+
+
 def known_money(nano_dollars: int, unpriced: int, write: Callable[[int], str] = money) -> str:
     """Format the cost of requests of which `unpriced` have no known cost: `$1.20`, `at least $1.20`, or `unknown`."""
     if not unpriced:
@@ -109,6 +124,11 @@ def span_text(begin: datetime, end: datetime | None, now: datetime) -> str:
     is_one_day = end.date() == begin.date()
     last = f"{NOTHING}{end:%H:%M} UTC" if is_one_day else f" {NOTHING} {clock_text(end, now, with_day=True)}"
     return f"{first.removesuffix(' UTC')}{last} ({lasted})"
+
+
+def day_text(at: datetime) -> str:
+    """Format a day of the year: 27 December."""
+    return f"{at.day} {at:%B}"
 
 
 def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:

@@ -24,8 +24,6 @@ from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert
 from monitoring.rollups.periods import EPOCH, ONE_DAY
 from monitoring.usage_report import COLUMNS, CUSTOM, PERIODS, Period, csv_rows, log_check, usage_report
 
-#: Accounts that the page lists; the CSV has all.
-LISTED = 100
 CHOICES = {
     "this-month": "This month",
     "last-month": "Last month",
@@ -82,23 +80,20 @@ def report_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBa
     period = form.span(timezone.now())
     account: Account | None = form.cleaned_data.get("account")
     account_id = account.pk if account else None
-    report = usage_report(period, account_id)
     if request.GET.get("format") == Format.CSV:
         details = {"begin": str(period.begin), "end": str(period.until), "by": "account, model"}
         details |= {"account": account.name} if account else {}
         audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
         name = f"usage-{period.begin:%Y-%m-%d}-to-{period.end - ONE_DAY:%Y-%m-%d}"
-        return file_response(COLUMNS, [list(csv_rows(report))], name, Format.CSV, is_packed=False)
-    listed, rest = report.accounts[:LISTED], report.accounts[LISTED:]
+        return file_response(COLUMNS, csv_rows(period, account_id), name, Format.CSV, is_packed=False)
+    report = usage_report(period, account_id)
     context = {
-        **_context(period),
+        **_context(report.period),
         "is_fullwidth": "1",
         "opts": None,  # no breadcrumb to the log, which finance may not see
         "form": form,
         "account": account,
         "report": report,
-        "listed": listed,
-        "unlisted": len(rest),
         "check": log_check(report, account_id, is_wanted="check" in request.GET),
         "wrong": Alert.objects.filter(kind=Alert.Kind.RECONCILIATION, ended_at=None).first(),
         "choices": [(name, text, name == period.name) for name, text in CHOICES.items()],
@@ -118,12 +113,12 @@ def statement_page(request: HttpRequest, account_id: int) -> HttpResponse:
     period = ReportForm(request.GET).span(timezone.now())
     report = usage_report(period, account_id)
     context = {
-        **_context(period),
+        **_context(report.period),
         "account": account,
         "report": report,
         "issuer": settings.UNFOLD["SITE_TITLE"],
         "line": report.accounts[0] if report.accounts else None,
-        "check": log_check(report, account_id, is_wanted=True),
+        "check": log_check(report, account_id, is_wanted="check" in request.GET),
     }
     return render(request, "admin/monitoring/usage_statement.html", context)
 

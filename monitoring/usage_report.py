@@ -6,27 +6,38 @@ Money is in nano-dollars. Times are UTC, and `end` is excluded.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from django.utils import timezone
 
-from accounts.forecast import PACE_DAYS, budget_forecast, daily_pace
 from accounts.models import Account
-from core.database import repeatable_read
+from core.database import release_connections, repeatable_read
 from core.formats import NOTHING, exact_money, known_money, money, percent
 from core.money import NANO_DOLLARS, dollars, nano_dollars
 from monitoring.export import records_within
+from monitoring.forecast import budget_reached_at, cost_pace, cost_paces
 from monitoring.models import Rollup
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.log import log_totals
 from monitoring.rollups.periods import DAY, EPOCH, ONE_DAY, QUARTER, ceiling, datetime_of, floor, month_begin
-from monitoring.rollups.queries import Scope, TooOld, caller_names, cost_by_day, usage_by_account_and_model
+from monitoring.rollups.queries import (
+    SUMMED,
+    Scope,
+    TooOld,
+    accounts_by_cost,
+    caller_names,
+    span_parts,
+    usage_by_account_and_model,
+    usage_series,
+)
 from monitoring.rollups.verify import span_of_log
 
+#: Accounts that the page lists; the others are added up. The CSV has all, read in parts of as many.
+LISTED = 100
 #: Months of a period, and how many such periods ago it began, by name.
 PERIODS = {"this-month": (1, 0), "last-month": (1, 1), "this-quarter": (3, 0), "last-quarter": (3, 1)}
 CUSTOM = "custom"
@@ -40,13 +51,17 @@ CHECKED_AT_ONCE, CHECKED_AT_MOST = 50_000, 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A period; `before` is where the one it is compared with begins. `until` is its end, or now while it runs."""
+    """A period; `before` is where the one it is compared with begins. `until` is its end, or now while it runs.
+
+    `is_cut`: of the time before, only whole days are known, so it is shorter.
+    """
 
     name: str
     begin: datetime
     end: datetime
     before: datetime
     until: datetime
+    is_cut: bool = False
 
     @classmethod
     def named(cls, name: str, now: datetime) -> Period:
@@ -91,7 +106,19 @@ class Period:
     @property
     def until_before(self) -> datetime:
         """Return the end of the time that it is compared with: as long as the part of the period that is over."""
-        return min(self.before + (self.until - self.begin), self.begin) if self.is_running else self.begin
+        end = min(self.before + (self.until - self.begin), self.begin) if self.is_running else self.begin
+        return datetime_of(floor(end, DAY)) if self.is_cut else end
+
+    @property
+    def cut_note(self) -> str:
+        """Return why there is nothing to compare with if it `is_cut`."""
+        kept = f"Before {self.begin:%B %Y}" if self.name in PERIODS else "Before the period"
+        return f"{kept}, usage is known by whole days only, so the time before is not as long as this one."
+
+    @property
+    def spans(self) -> tuple[tuple[datetime, datetime], tuple[datetime, datetime]]:
+        """Return begin and end of the period so far, and of the time that it is compared with."""
+        return (self.begin, self.until), (self.before, self.until_before)
 
 
 def _months_after(first: datetime, months: int) -> datetime:
@@ -102,7 +129,7 @@ def _months_after(first: datetime, months: int) -> datetime:
 
 @dataclass(slots=True)
 class Line:
-    """The figures of an account, a model or all, those of the time before, and the cost of the last days (`daily`).
+    """The figures of an account, a model or all, those of the time before, and the cost of a day at the present `pace`.
 
     `budget` is an account's for this month; None for none, and for any other line or period.
     """
@@ -113,7 +140,7 @@ class Line:
     display_name: str = ""
     now: Figures = field(default_factory=Figures)
     then: Figures = field(default_factory=Figures)
-    daily: Counter[datetime] = field(default_factory=Counter)
+    pace: float = 0.0
     models: list[Line] = field(default_factory=list)
     budget: int | None = None
 
@@ -151,7 +178,8 @@ class Line:
     def shown_change(self) -> str:
         """Format the change: `+12.5 %`, a factor from tenfold on, or `new` if nothing was used before."""
         if self.change is None or self.change_note:
-            return "new" if self.now.requests and not self.then.requests else NOTHING
+            is_new = self.now.requests and not self.then.requests and not self.period.is_cut
+            return "new" if is_new else NOTHING
         if self.change >= TENFOLD:
             return f"\N{MULTIPLICATION SIGN}{self.change + 1:,.0f}"
         return f"{'+' if self.change > 0 else ''}{percent(self.change)}"
@@ -159,6 +187,8 @@ class Line:
     @property
     def change_note(self) -> str:
         """Return why a change that could be calculated is not shown; "" if it is shown."""
+        if self.period.is_cut:
+            return self.period.cut_note
         small = self.change is not None and self.then.cost < CENT
         return "The cost before was under one cent." if small else ""
 
@@ -176,16 +206,14 @@ class Line:
             return money(self.forecast)
         when = "used up now"
         if self.now.cost < self.budget:
-            until = self.period.until
-            at = budget_forecast(used=self.now.cost, limit=self.budget, daily=self.daily, now=until).reached_at
-            when = f"reached {at:%-d %b}" if at else ""
-        sign = "\N{WARNING SIGN}"
-        return ", ".join(filter(None, (f"{sign} {money(self.forecast)} of {money(self.budget)}", when)))
+            at = budget_reached_at(self.now.cost, self.budget, self.pace, self.period.until)
+            when = f"reached {at:%-d %b}"
+        return f"\N{WARNING SIGN} {money(self.forecast)} of {money(self.budget)}, {when}"
 
     @property
     def change(self) -> float | None:
         """Return by which share of the cost before the cost is higher; None if there was none, or one is not known."""
-        if self.now.unpriced or self.then.unpriced or not self.then.cost:
+        if self.period.is_cut or self.now.unpriced or self.then.unpriced or not self.then.cost:
             return None
         return self.now.cost / self.then.cost - 1
 
@@ -195,66 +223,95 @@ class Line:
         period = self.period
         if not period.is_running or self.now.unpriced:
             return None
-        return self.now.cost + round(daily_pace(self.daily, period.until) * ((period.end - period.until) / ONE_DAY))
+        return self.now.cost + round(self.pace * ((period.end - period.until) / ONE_DAY))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Lines of accounts with lines of their models, the highest cost first, and the sum."""
+    """The LISTED accounts with the highest cost, with lines of their models; the sums of all, and of the `rest`.
+
+    `number` is that of all accounts.
+    """
 
     period: Period
     accounts: Sequence[Line]
     total: Line
+    rest: Line
+    number: int
 
-    def by_model(self) -> Iterator[tuple[Line, Line]]:
-        """Yield each account with each of its models."""
-        return ((account, model) for account in self.accounts for model in account.models)
+    @property
+    def unlisted(self) -> int:
+        """Return the number of accounts in `rest`."""
+        return self.number - len(self.accounts)
 
 
 def usage_report(period: Period, account_id: int | None = None) -> Report:
     """Return the report of all accounts, or of one."""
     scope = Scope(account_id=account_id)
-    spans = {"now": (period.begin, period.until), "then": (period.before, period.until_before)}
-    found: defaultdict[tuple[int, str], Line] = defaultdict(lambda: Line(period))
-    for when, (begin, end) in spans.items():
-        for (account, model), figures in _usage(begin, end, scope):
-            getattr(found[account, model], when).add(figures)
-    if period.is_running:
-        for account, model, day, cost in cost_by_day(since=period.until - PACE_DAYS * ONE_DAY, scope=scope):
-            found[account, model].daily[day] += cost
-    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY)
-    names = caller_names("account", {account for account, _ in found}, rows, with_account=True)
-    by_account: defaultdict[int, list[Line]] = defaultdict(list)
-    for (account, model), line in found.items():
-        line.name = model
-        by_account[account].append(line)
-    accounts = [_sum_of(period, lines, names[account], account) for account, lines in by_account.items()]
-    told = Account.objects.exclude(display_name="", monthly_cost_budget=None)
-    known = {pk: (name, budget) for pk, name, budget in told.values_list("pk", "display_name", "monthly_cost_budget")}
-    for line in accounts:
-        shown, budget = known.get(line.account_id, ("", None))
-        line.display_name = shown or line.name
-        line.budget = nano_dollars(budget) if period.has_budgets else None
-    return Report(period, _by_cost(accounts), _sum_of(period, accounts))
+    with repeatable_read():
+        period = _comparable(period)
+        ranked = _ranked(period, account_id)
+        lines = _lines(period, ranked[:LISTED])
+        now, then = (_sum(begin, end, scope) for begin, end in period.spans)
+        pace = cost_pace(period.until, scope) if period.is_running else 0.0
+    rest = Line(
+        period,
+        now=_difference(now, [line.now for line in lines]),
+        then=_difference(then, [line.then for line in lines]),
+        pace=pace - sum(line.pace for line in lines),
+    )
+    return Report(period, lines, Line(period, now=now, then=then, pace=pace), rest, len(ranked))
 
 
-def _usage(begin: datetime, end: datetime, scope: Scope) -> Iterable[tuple[tuple[int, str], Figures]]:
-    """Return usage of a span, cut to whole days where the quarter hours have been deleted."""
+def _comparable(period: Period) -> Period:
+    """Return the period, cut to whole days of the time before if its quarter hours have been deleted."""
     try:
-        return usage_by_account_and_model(begin=begin, end=end, scope=scope)
+        span_parts([(floor(period.before, QUARTER), ceiling(period.until_before, QUARTER))])
     except TooOld:
-        whole = datetime_of(floor(end, DAY))
-        return usage_by_account_and_model(begin=begin, end=whole, scope=scope)
+        return replace(period, is_cut=True)
+    return period
 
 
-def _sum_of(period: Period, lines: Sequence[Line], name: str = "", account_id: int = 0) -> Line:
-    now, then = (Figures.sum_of(getattr(line, when) for line in lines) for when in ("now", "then"))
-    daily = sum((line.daily for line in lines), Counter[datetime]())
-    return Line(period, name, account_id, name, now, then, daily, _by_cost(lines) if account_id else [])
+def _ranked(period: Period, account_id: int | None) -> Sequence[int]:
+    """Return the ids of the accounts of the report in its order."""
+    return accounts_by_cost(*period.spans) if account_id is None else [account_id]
 
 
-def _by_cost(lines: Iterable[Line]) -> list[Line]:
-    return sorted(lines, key=lambda line: (-line.now.cost, -line.now.requests, line.name))
+def _sum(begin: datetime, end: datetime, scope: Scope) -> Figures:
+    """Return the figures of a span without times."""
+    points = usage_series(begin=begin, end=end, scope=scope, timed=False)
+    return Figures.sum_of(point.figures for point in points)
+
+
+def _difference(whole: Figures, parts: Iterable[Figures]) -> Figures:
+    listed = Figures.sum_of(parts)
+    return Figures(*(getattr(whole, name) - getattr(listed, name) for name in SUMMED))
+
+
+def _lines(period: Period, accounts: Sequence[int]) -> list[Line]:
+    """Return a line of each account that has usage, with lines of its models, in the order of `accounts`."""
+    models: defaultdict[int, defaultdict[str, Line]] = defaultdict(lambda: defaultdict(lambda: Line(period)))
+    for when, (begin, end) in zip(("now", "then"), period.spans, strict=True):
+        for (account, model), figures in usage_by_account_and_model(begin=begin, end=end, accounts=accounts):
+            getattr(models[account][model], when).add(figures)
+    for (account, model), pace in (cost_paces(period.until, accounts) if period.is_running else {}).items():
+        models[account][model].pace = pace
+    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY)
+    names = caller_names("account", set(models), rows, with_account=True)
+    known = Account.objects.filter(pk__in=models).values_list("pk", "display_name", "monthly_cost_budget")
+    about = {pk: (shown, budget) for pk, shown, budget in known}
+    found = []
+    for account in (each for each in accounts if each in models):
+        for model, line in models[account].items():
+            line.name = model
+        lines = sorted(models[account].values(), key=lambda line: (-line.now.cost, -line.now.requests, line.name))
+        now, then = (Figures.sum_of(getattr(line, when) for line in lines) for when in ("now", "then"))
+        shown, budget = about.get(account, ("", None))
+        whole = Line(period, names[account], account, shown or names[account], now, then, models=lines)
+        whole.pace = sum(line.pace for line in lines)
+        whole.budget = nano_dollars(budget) if period.has_budgets else None
+        found.append(whole)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +347,7 @@ def log_check(report: Report, account_id: int | None = None, *, is_wanted: bool 
     begin, end = (datetime_of(minute) for minute in (floor(period.begin, QUARTER), ceiling(period.until, QUARTER)))
     scope = Scope(account_id=account_id)
     with repeatable_read():
-        kept = Figures.sum_of(figures for _, figures in usage_by_account_and_model(begin=begin, end=end, scope=scope))
+        kept = _sum(begin, end, scope)
         logged, cost = log_totals(records_within(begin, end, scope))
     return LogCheck(now, logged, cost, (kept.requests, kept.cost))
 
@@ -310,17 +367,27 @@ COLUMNS = (
 )
 
 
-def csv_rows(report: Report) -> Iterator[list[Any]]:
-    """Yield the report's lines by account and model, exactly; what is not known is empty."""
+def csv_rows(period: Period, account_id: int | None = None) -> Iterator[list[list[Any]]]:
+    """Return the rows of the report's CSV, by account and model, in batches; what is not known is empty."""
+    period = _comparable(period)
+    ranked = _ranked(period, account_id)
 
+    def batch(accounts: Sequence[int]) -> list[list[Any]]:
+        rows = [_csv_row(account, line) for account in _lines(period, accounts) for line in account.models]
+        release_connections()  # a slow download does not take one from requests
+        return rows
+
+    return (batch(ranked[begin : begin + LISTED]) for begin in range(0, len(ranked), LISTED))
+
+
+def _csv_row(account: Line, line: Line) -> list[Any]:
     def amount(nano: int | None) -> str | None:
         return None if nano is None else dollars(nano)
 
-    for account, line in report.by_model():
-        now = line.now
-        change = None if line.change is None else f"{line.change * 100:.1f}"
-        yield [
-            *(account.name, line.name, now.requests, now.input_tokens, now.cached_tokens, now.output_tokens),
-            *(amount(line.cost), now.unpriced, amount(now.saved_cost), amount(line.cost_before), change),
-            amount(line.forecast),
-        ]
+    now = line.now
+    change = None if line.change is None else f"{line.change * 100:.1f}"
+    return [
+        *(account.name, line.name, now.requests, now.input_tokens, now.cached_tokens, now.output_tokens),
+        *(amount(line.cost), now.unpriced, amount(now.saved_cost), amount(line.cost_before), change),
+        amount(line.forecast),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.utils import timezone
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework.authentication import SessionAuthentication
 from rest_framework.request import Request
@@ -13,6 +14,7 @@ from accounts.api.base import KeyView
 from accounts.authentication import ApiKeyAuthentication
 from accounts.limit_usage import get_limit_usage, month_text
 from core.errors import InvalidRequest, NotFound, PermissionDenied
+from monitoring.forecast import budget_forecasts
 from monitoring.models import VIEW_RECORDS as SEES_RECORDS
 from monitoring.selectors import account_usage, request_record, request_records, stats
 from monitoring.serializers import (
@@ -80,6 +82,8 @@ class UsageView(KeyView):
         query.is_valid(raise_exception=True)
         identity = self.identity
         report = get_limit_usage(identity.every_limit)
+        limited = [usage for usage in report.limits if usage.limit is not None]
+        forecasts = budget_forecasts(limited, account_id=identity.account_id, now=timezone.now())
         return Response(
             {
                 "account": identity.account_name,
@@ -87,7 +91,10 @@ class UsageView(KeyView):
                 "tier": identity.tier_name,
                 "month": month_text(report.at),
                 "source": report.source,
-                "limits": [usage.as_json() for usage in report.limits],
+                "limits": [
+                    usage.as_json() | ({"forecast": forecasts[usage].as_json()} if usage in forecasts else {})
+                    for usage in report.limits
+                ],
                 "usage": account_usage(identity.account_id, query.validated_data["span"]),
             }
         )

@@ -7,12 +7,13 @@ newest records are searched for errors. Users who may not view requests see the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 from urllib.parse import urlencode
 
 from django.db.models import F, Sum
@@ -23,21 +24,21 @@ from unfold.components import BaseComponent, register_component
 from accounts.admin.accounts import RECORDED
 from accounts.admin.keys import STATE_BADGES, shown_state
 from accounts.explain import Explanation, explain_key
-from accounts.forecast import budget_forecast, day_text
 from accounts.key_cache import account_subject, model_subject
 from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
 from accounts.limits.types import LIMITS, LimitName, LimitSet
 from accounts.models import Account, ApiKey
-from core.formats import NOTHING, count, exact_money, known_money, money, percent
+from core.formats import NOTHING, about_money, count, exact_money, known_money, money, percent
 from core.money import NANO_DOLLARS
 from monitoring.admin_report import may_see_usage
 from monitoring.export import records_within
+from monitoring.forecast import Forecast, budget_forecasts
 from monitoring.models import VIEW_RECORDS, RequestRecord, Rollup
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.periods import DAY as MINUTES_A_DAY
 from monitoring.rollups.periods import ONE_DAY, Unit, minute_of
 from monitoring.rollups.queries import Scope, usage_rankings, usage_series
-from operations.dashboard.sections import course_of
+from operations.dashboard.sections import Tile, chart, course_of, outcome_bars
 
 DAYS = 30
 #: How many keys, models and errors a page shows.
@@ -56,16 +57,6 @@ class Bar:
     text: str
     percent: int
     outlook: str = ""
-
-
-class Tile(NamedTuple):
-    """A figure: rounded and exact, more about it, and the URL of what it was counted from."""
-
-    name: str
-    value: str
-    exact: str
-    more: str
-    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +131,14 @@ class Overview:
     def _bar(self, usage: LimitUsage) -> Bar:
         is_own = usage.owner.startswith("key" if self.key else "account")
         title = usage.title if is_own else f"{usage.title} ({usage.owner})"
-        has_outlook = LIMITS[usage.name].is_budget and is_own and self.daily
-        return Bar(title, usage.text, usage.percent, self._outlook(usage) if has_outlook else "")
+        forecast = self.forecasts.get(usage)
+        return Bar(title, usage.text, usage.percent, forecast.text if forecast else "")
 
-    def _outlook(self, usage: LimitUsage) -> str:
-        """Return what a monthly budget will have used at its end, or when it is reached."""
-        used, limit = usage.used or 0, usage.limit or 0
-        days = self.by_model.get(usage.subject.model, {}) if usage.subject.model else self.daily
-        daily = {day: figures.cost if usage.is_money else figures.tokens for day, figures in days.items()}
-        forecast = budget_forecast(used=used, limit=limit, daily=daily, now=self.now)
-        if used >= limit:
-            return f"Calls are refused until {day_text(forecast.ends)}."
-        return forecast.sentence(limit, money if usage.is_money else count)
+    @cached_property
+    def forecasts(self) -> dict[LimitUsage, Forecast]:
+        """Return the forecasts of its own budgets; none without usage."""
+        own = [each for each in self.limits if each.owner.startswith("key" if self.key else "account")]
+        return budget_forecasts(own, account_id=self.account.pk, now=self.now) if self.daily else {}
 
     @property
     def tiles(self) -> list[Tile]:
@@ -159,8 +146,7 @@ class Overview:
         cost = next(each for each in self.limits if each.name is LimitName.MONTHLY_COST and not each.subject.model)
         used, total = cost.used or 0, self.total
         of = "no budget" if cost.limit is None else f"of {money(cost.limit)}"
-        daily = {day: figures.cost for day, figures in self.daily.items()}
-        forecast = budget_forecast(used=used, limit=cost.limit or 0, daily=daily, now=self.now)
+        forecast = self.forecasts.get(cost)
         failed = percent(total.failed / total.requests) if total.requests else NOTHING
         over = f"{count(total.limited)} over a limit"
         log = report = f"{reverse('admin:usage_report')}?{urlencode({'account': self.account.name})}"
@@ -168,7 +154,13 @@ class Overview:
             log = reverse("admin:monitoring_requestrecord_changelist") + self.log_query
         return [
             Tile("Cost this month", money(used), exact_money(used), of, report),
-            Tile(f"By {day_text(forecast.ends - ONE_DAY)}", money(forecast.expected), "", "at this pace", report),
+            Tile(
+                f"By {forecast.last_day}" if forecast else "By the end of the month",
+                about_money(forecast.expected) if forecast else NOTHING,
+                "",
+                "at this pace",
+                report,
+            ),
             Tile(
                 f"Requests, {DAYS} days",
                 count(total.requests),
@@ -200,35 +192,21 @@ class Overview:
     def chart_data(self) -> dict[str, Any]:
         """Return the charts and their shared axis, which static/site/charts.js draws; a day leads to its requests."""
         days = [self.begin + ONE_DAY * number for number in range(DAYS)]
+        log = reverse("admin:monitoring_requestrecord_changelist") + self.log_query
+        names = [f"{day:%Y-%m-%d}" for day in [*days, self.end]]
         axis = {
-            "kind": "bars",
             "time": "Day (UTC)",
             "labels": [f"{day.day} {day:%b}" for day in days],
-            "names": [f"{day:%Y-%m-%d}" for day in days],
-            "ends": [f"{day + ONE_DAY:%Y-%m-%d}" for day in days],
-            "log": reverse("admin:monitoring_requestrecord_changelist") + self.log_query if self.sees_requests else "",
+            "names": names[:-1],
+            "queries": [f"{log}&from={day}&until={end}" for day, end in pairwise(names)] if self.sees_requests else [],
         }
-
-        def bars(name: str, look: int, of: Callable[[Figures], float]) -> dict[str, Any]:
-            return {"name": name, "look": look, "values": [of(self.daily.get(day, Figures())) for day in days]}
-
-        def chart(title: str, unit: str, numbers: str, summary: str, *sets: dict[str, Any]) -> dict[str, Any]:
-            shown = {"id": title, "title": f"{title}, last {DAYS} days", "unit": f"{unit} a day"}
-            return {**shown, "numbers": numbers, "summary": summary, "sets": sets}
-
-        total = self.total
+        total, parts = self.total, [self.daily.get(day, Figures()) for day in days]
         asked = f"{count(total.requests)} requests, {count(total.failed)} failed."
         paid = f"{known_money(total.cost, total.unpriced).capitalize()} in total."
-        cost = bars("cost", 0, lambda each: each.cost / NANO_DOLLARS)
-        outcomes = (
-            bars("answered", 0, lambda each: each.answered),
-            bars("over a limit", 1, lambda each: each.limited),
-            bars("failed", 3, lambda each: each.failed),
-            bars("invalid", 4, lambda each: each.invalid),
-        )
+        costs = [{"name": "cost", "values": [part.cost / NANO_DOLLARS for part in parts]}]
         charts = [
-            chart("Cost", "US dollars", "money", paid, cost),
-            chart("Requests", "Requests", "count", asked, *outcomes),
+            chart("cost", f"Cost, last {DAYS} days", "US dollars per day", costs, paid, "money"),
+            chart("requests", f"Requests, last {DAYS} days", "Requests per day", outcome_bars(parts), asked),
         ]
         return {"axis": axis, "charts": charts}
 

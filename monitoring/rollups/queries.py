@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, tzinfo
+from itertools import chain
 from typing import Any, cast
 
 from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, QuerySet, Sum
@@ -234,23 +235,32 @@ def _amounts() -> dict[str, Any]:
     return {f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED}
 
 
+def accounts_by_cost(span: tuple[datetime, datetime], *others: tuple[datetime, datetime]) -> list[int]:
+    """Return the ids of the accounts with usage in any of the spans, the highest cost in the first one first.
+
+    Raises TooOld.
+    """
+    parts, *more = (_account_parts(*each) for each in (span, *others))
+    first = within(parts) if parts else Q(pk=None)
+    rows = Rollup.objects.filter(within([*parts, *chain(*more)])).order_by().values("account_id")
+    summed = rows.annotate(**{name: Sum(name, filter=first, default=0) for name in ("cost", "requests")})
+    return list(summed.order_by("-cost", "-requests", "account_id").values_list("account_id", flat=True))
+
+
 def usage_by_account_and_model(
-    *, begin: datetime, end: datetime, scope: Scope = EVERYTHING
+    *, begin: datetime, end: datetime, accounts: Sequence[int]
 ) -> list[tuple[tuple[int, str], Figures]]:
-    """Return the figures of a span, without histograms, by account (id) and model. Raises TooOld."""
-    parts = span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))], OF_ACCOUNTS)
+    """Return the figures of accounts in a span, without histograms, by account (id) and model. Raises TooOld."""
+    parts = _account_parts(begin, end)
     if not parts:
         return []
-    rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
+    rows = Rollup.objects.filter(within(parts), account_id__in=accounts).order_by()
     summed = rows.values_list("account_id", "model").annotate(**_amounts())
     return [((account, model), Figures(*sums)) for account, model, *sums in summed]
 
 
-def cost_by_day(*, since: datetime, scope: Scope = EVERYTHING) -> list[tuple[int, str, datetime, int]]:
-    """Return the cost (nano-dollars) by account (id), model and day (UTC, its start) since a datetime's day."""
-    rows = Rollup.objects.filter(grain=ACCOUNT_DAY, start__gte=floor(since, DAY), **scope.columns).order_by()
-    summed = rows.values_list("account_id", "model", "start").annotate(Sum("cost"))
-    return [(account, model, datetime_of(day), int(cost)) for account, model, day, cost in summed]
+def _account_parts(begin: datetime, end: datetime) -> list[Part]:
+    return span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))], OF_ACCOUNTS)
 
 
 def _points(

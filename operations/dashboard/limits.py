@@ -19,7 +19,6 @@ from django.db.models import BigIntegerField, F, Model, Q, Sum
 from django.db.models.functions import Coalesce
 
 from accounts.admin.base import change_url
-from accounts.forecast import ONE_DAY, PACE_DAYS, budget_forecast
 from accounts.key_cache import account_subject, key_subject, model_subject
 from accounts.limit_usage import LIVE, LimitUsage, recorded_usage, usage_of_scopes
 from accounts.limits.types import LIMITS, LimitSet, Subject
@@ -27,13 +26,12 @@ from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
 from accounts.selectors import (
     HAS_BUDGET,
     api_key_makers,
-    api_keys_counted_against,
     api_keys_current,
     model_budgets_current,
 )
-from core.formats import count, money
+from monitoring.forecast import budget_forecasts
 from monitoring.models import Rollup
-from monitoring.rollups.periods import DAY, datetime_of, floor, minute_of, month_begin
+from monitoring.rollups.periods import minute_of, month_begin
 from monitoring.rollups.queries import busiest_keys
 
 #: Most accounts, keys and model budgets, of each.
@@ -192,10 +190,9 @@ def _near(usage: LimitUsage, owner: Owner) -> NearLimit:
 
 def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:
     """Return a budget with its forecast, and its use in this month as lines."""
-    limit, used = usage.limit or 0, usage.used or 0
-    daily = _used_by_day(usage, owner, now)
-    seen = budget_forecast(used=used, limit=limit, daily=daily, now=now)
-    write = money if usage.is_money else count
+    account_id = owner.account_id if isinstance(owner, ApiKey) else owner.pk
+    seen = budget_forecasts([usage], account_id=account_id, now=now)[usage]
+    limit, daily = usage.limit or 0, seen.daily
     begin, highest = month_begin(now), max(limit, seen.expected) or 1
 
     def place(at: datetime, amount: float) -> str:
@@ -203,27 +200,12 @@ def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:
 
     days = sorted(day for day in daily if day >= begin)
     sums = accumulate((daily[day] for day in days[:-1]), initial=0)
-    here = place(now, used)
+    here = place(now, usage.used or 0)
     return replace(
         _near(usage, owner),
-        forecast=seen.sentence(limit, write),
+        forecast=seen.text,
         reached_at=seen.reached_at,
         burn_down=" ".join([*(place(day, spent) for day, spent in zip(days, sums, strict=False)), here]),
         ahead=f"{here} {place(seen.ends, seen.expected)}",
         limit_y=round(100 - limit / highest * 100, 1),
     )
-
-
-def _used_by_day(usage: LimitUsage, owner: Owner, now: datetime) -> dict[datetime, int]:
-    """Return what was counted against a budget by day, this month and in the last days."""
-    since = min(month_begin(now), now - PACE_DAYS * ONE_DAY)
-    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, start__gte=floor(since, DAY))
-    if isinstance(owner, ApiKey):
-        keys = list(api_keys_counted_against([owner.limits_id]))
-        rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_DAY, start__gte=floor(since, DAY), key_id__in=keys)
-    rows = rows.filter(account_id=owner.account_id if isinstance(owner, ApiKey) else owner.pk)
-    if usage.subject.model:
-        rows = rows.filter(model=usage.subject.model)
-    amount = Sum("cost") if usage.is_money else Sum(F("input_tokens") + F("output_tokens"))
-    by_day = rows.order_by().values_list("start").annotate(amount=amount)
-    return {datetime_of(start): int(used) for start, used in by_day}

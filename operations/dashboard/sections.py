@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import structlog
+from django.urls import reverse
 from django.utils import timezone
 from redis.exceptions import RedisError
 
@@ -53,7 +54,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure: rounded and exact, more about it, its change, and the request log's query string for its records.
+    """A figure: rounded and exact, more about it, the URL of what it was counted from, its change and its course.
 
     `course` is its value by part of the span as the path of a line (SVG), see `course_of`.
     """
@@ -62,9 +63,9 @@ class Tile:
     value: str
     exact: str
     more: str
-    change: Change
-    query: str
-    course: str
+    url: str
+    change: Change | None = None
+    course: str = ""
 
 
 Of = Callable[[Figures], float | int | None]
@@ -79,6 +80,7 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     refused = f"{count(total.limited)} limited, {count(total.invalid)} invalid"
     unpriced = f"{count(total.unpriced)} without a price" if total.unpriced else "US dollars"
     exact_cost = known_money(total.cost, total.unpriced, exact_money)
+    log_url = reverse("admin:monitoring_requestrecord_changelist")
 
     def tile(
         name: str, of: Of, write: Write, exact: str, more: str, direction: int = 0, **log_filter: str | None
@@ -88,7 +90,7 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
         query = asked.log_query(**{name: value for name, value in log_filter.items() if value is not None})
         course = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
         changed = change(of, write, reading, 0 if is_outage else direction)
-        return Tile(name, shown, exact, more, changed, query, course_of(course))
+        return Tile(name, shown, exact, more, log_url + query, changed, course_of(course))
 
     failure_rate, hit_rate = _share("failed", "requests"), _share("cache_hits", "cache_lookups")
     p95_of = partial(_quantile, wanted=0.95)
@@ -164,6 +166,29 @@ NO_MODEL = "no model"
 Set = dict[str, Any]
 
 
+def chart(name: str, title: str, unit: str, sets: list[Set], summary: str, numbers: str = "count") -> Set:
+    """Return a chart of bars as static/site/charts.js draws it."""
+    shown = {"id": name, "title": title, "kind": "bars", "numbers": numbers, "unit": unit}
+    return {**shown, "sets": sets, "summary": summary}
+
+
+#: The bars of a chart of requests: name, figure, look (its colour is that of the account page), and the log's filter.
+OUTCOME_BARS = (
+    ("answered", "answered", 0, "status=ok"),
+    ("over a limit", "limited", 1, "status=limited"),
+    ("failed", "failed", 3, "status=failed"),
+    ("invalid", "invalid", 4, "status=refused"),
+)
+
+
+def outcome_bars(parts: Sequence[Figures]) -> list[Set]:
+    """Return the requests of each part of a span by outcome."""
+    return [
+        {"name": name, "look": look, "filter": asked, "values": [getattr(part, figure) for part in parts]}
+        for name, figure, look, asked in OUTCOME_BARS
+    ]
+
+
 def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
     """Return the charts in the order of the page, and the axis that they share with the log's query of each part.
 
@@ -176,21 +201,10 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
         asked.log_query(**{"from": f"{begin:%Y-%m-%dT%H:%MZ}", "until": f"{end:%Y-%m-%dT%H:%MZ}"})
         for begin, end in zip(starts, ends, strict=True)
     ]
-    nothing = Figures()
+    parts = [reading.parts.get(start, Figures()) for start in starts]
 
-    def bars(name: str, of: Of, **more: Any) -> Set:
-        return {"name": name, **more, "values": [of(reading.parts.get(start, nothing)) for start in starts]}
-
-    def chart(name: str, title: str, unit: str, sets: list[Set], summary: str, numbers: str = "count") -> Set:
-        return {
-            "id": name,
-            "title": title,
-            "kind": "bars",
-            "numbers": numbers,
-            "unit": unit,
-            "sets": sets,
-            "summary": summary,
-        }
+    def bars(name: str, of: Of) -> Set:
+        return {"name": name, "values": [of(each) for each in parts]}
 
     def line(name: str, quantiles: Quantiles, wanted: str) -> tuple[Set, str]:
         """Return a line of one quantile, without a value where there were no requests, and that of the whole span."""
@@ -203,12 +217,6 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
         sets, texts = zip(*drawn, strict=True)
         return {**chart(name, title, unit, list(sets), f"Overall {', '.join(texts)}.", "time"), "kind": "lines"}
 
-    traffic = [  # the looks (colours) are those of the account page
-        bars("answered", lambda each: each.answered, look=0, filter="status=ok"),
-        bars("over a limit", lambda each: each.limited, look=1, filter="status=limited"),
-        bars("failed", lambda each: each.failed, look=3, filter="status=failed"),
-        bars("invalid", lambda each: each.invalid, look=4, filter="status=refused"),
-    ]
     tokens = [
         bars("input", lambda each: each.input_tokens - each.cached_tokens),
         bars("cached input", lambda each: each.cached_tokens),
@@ -220,7 +228,7 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
     whole, first = Figures.latency_quantiles, Figures.first_token_quantiles
     p50_p95 = ("p50", "p95")
     drawn = [
-        chart("traffic", "Requests and errors", f"Requests per {per}", traffic, seen),
+        chart("traffic", "Requests and errors", f"Requests per {per}", outcome_bars(parts), seen),
         lines("latency", "Latency", "Time to the full answer", *(line(name, whole, name) for name in p50_p95)),
         lines(
             "first-token",

@@ -225,8 +225,7 @@ class TestAddress:
         recorded(cast.owner, **ago(days=2), status=502)
 
         def listed(query: str, name: str) -> list[Any]:
-            url = f"/admin/monitoring/requestrecord/{tile(shown(site, query), name).query}"
-            return list(site.get(url).context["cl"].result_list)
+            return list(site.get(tile(shown(site, query), name).url).context["cl"].result_list)
 
         assert [record.label for record in listed("account=acme&key=owner", "Failed")] == ["this-one"]
         assert [record.label for record in listed("key=colleague", "First token p95")] == ["slow"]

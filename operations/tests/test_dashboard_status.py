@@ -152,7 +152,7 @@ def test_it_forecasts_the_budgets_that_are_nearest_to_their_end(site: Client) ->
     (limit,) = near or [None]
     if limit is None:  # at the end of a month it lasts
         return
-    assert limit.forecast.startswith("At this pace ")
+    assert limit.forecast.startswith("At this pace about ")
     assert "of 1,000 by " in limit.forecast
     assert limit.burn_down
     assert limit.ahead

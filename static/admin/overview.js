@@ -5,8 +5,10 @@ import { byId, copy } from "../site/dom.js";
 
 function drawCharts() {
   const { axis, charts } = JSON.parse(byId("overview-data").textContent);
-  const link = axis.log ? (bucket) => `${axis.log}&from=${axis.names[bucket]}&until=${axis.ends[bucket]}` : null;
-  for (const chart of charts) drawChart(byId("overview-charts"), { ...axis, ...chart, ...NUMBERS[chart.numbers], link });
+  for (const chart of charts) {
+    const link = axis.queries.length ? (bucket, set) => [axis.queries[bucket], chart.sets[set]?.filter].filter(Boolean).join("&") : null;
+    drawChart(byId("overview-charts"), { ...axis, ...chart, ...NUMBERS[chart.numbers], link });
+  }
 }
 
 if (byId("overview-data")) {

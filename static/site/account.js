@@ -4,7 +4,6 @@ import { download, usageCsv } from "./csv.js";
 import { byId } from "./dom.js";
 import { moment, TIME_ZONE } from "./format.js";
 import { showFigures } from "./figures.js";
-import { forecasts, paceRange } from "./forecast.js";
 import { forgetKey, onKey } from "./key.js";
 import { showKeys } from "./keys.js";
 import { rangeName, rangeOf } from "./ranges.js";
@@ -53,14 +52,13 @@ async function find(asked) {
   const mark = JSON.stringify([usage, asked.range, asked.own, asked.group]);
   const found = { standing, at: new Date(), mark, range, group: asked.group, whole: usage.totals, series: usage.series };
   if (shown?.mark === mark) return { ...shown, ...found };
-  if (!usage.totals.requests) return { ...found, split: [], parts: [], pace: null, records: [], next: null };
-  const [split, parts, pace, { requests: records, next }] = await Promise.all([
+  if (!usage.totals.requests) return { ...found, split: [], parts: [], records: [], next: null };
+  const [split, parts, { requests: records, next }] = await Promise.all([
     fetchUsage(asked.key, range, `${range.unit},${asked.group}`),
     fetchUsage(asked.key, range, asked.group),
-    fetchUsage(asked.key, paceRange(), "day,key", "UTC"),
     fetchRecords(asked.key),
   ]);
-  return { ...found, split: split.usage.series, parts: parts.usage.series, pace: pace.usage.series, records, next };
+  return { ...found, split: split.usage.series, parts: parts.usage.series, records, next };
 }
 
 function show(found) {
@@ -75,7 +73,7 @@ function show(found) {
   byId("whose").textContent = `Account ${standing.account} · key ${standing.key} · tier ${standing.tier}`;
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
-  showStanding(standing, forecasts(standing, found.pace));
+  showStanding(standing);
   byId("range-told").textContent = `${rangeName(range)}, all keys of the account, by ${range.unit} (${TIME_ZONE}).`;
   byId("empty").hidden = whole.requests > 0;
   byId("filled").hidden = whole.requests === 0;

@@ -27,10 +27,10 @@ function gradeOf(state) {
   return share(state) >= NEAR ? ["near", "Close to the limit."] : ["", ""];
 }
 
-/** Show the limits of a /usage answer, the most used first, with the forecasts of its budgets. */
-export function showStanding({ limits, source }, forecasts = new Map()) {
+/** Show the limits of a /usage answer, the most used first. */
+export function showStanding({ limits, source }) {
   const limited = limits.filter((state) => state.limit !== null).sort((one, other) => share(other) - share(one));
-  byId("limits").replaceChildren(...limited.map((state) => card(state, forecasts.get(state))));
+  byId("limits").replaceChildren(...limited.map(card));
   byId("left-summary").replaceChildren(summary(limited, source));
   byId("unlimited").textContent = unlimited(limits);
 }
@@ -72,7 +72,8 @@ function reset(state) {
   return `resets on ${at.toLocaleDateString("en-GB", { day: "numeric", month: "long", timeZone: "UTC" })} ${at.toISOString().slice(11, 16)} UTC`;
 }
 
-function card(state, forecast) {
+function card(state) {
+  const { forecast } = state;
   const [grade, told] = gradeOf(state);
   const title = `${exact(state, state.used)} of ${exact(state, state.limit)} used, ${exact(state, state.remaining)} left`;
   return element(
@@ -82,19 +83,10 @@ function card(state, forecast) {
     element("p", { class: "left", title }, `${shown(state, state.remaining)} left `, element("small", {}, `of ${shown(state, state.limit)}`)),
     element("progress", { max: "1", value: String(Math.min(1, share(state))), "aria-label": `${nameOf(state)}, ${ownerOf(state)}: ${title}` }),
     element("p", { class: "small" }, element("span", { class: "state" }, told && `${told} `), sentence(state)),
-    forecast && Number(state.remaining) > 0 ? element("p", { class: "small" }, forecastText(state, forecast)) : null,
+    forecast && Number(state.remaining) > 0 ? element("p", { class: forecast.reached ? "small state warn-text" : "small" }, forecast.text) : null,
   );
 }
 
-/** Describe what a budget will have used at the end of the month (UTC), and when it is reached before. */
-function forecastText(state, { expected, ends, reachedAt }) {
-  const day = (time) => new Date(time).toLocaleDateString("en-GB", { day: "numeric", month: "long", timeZone: "UTC" });
-  const amount = shown(state, isMoney(state) ? expected : Math.round(expected));
-  const sentence = `At this pace ${amount} of ${shown(state, state.limit)} by ${day(ends - 1)}`;
-  return reachedAt === null ? `${sentence}.` : element("span", { class: "state warn-text" }, `${sentence}; reached on ${day(reachedAt)}.`);
-}
-
-/** Name what has no limit, by owner. */
 function unlimited(limits) {
   const free = Object.groupBy(limits.filter((state) => state.limit === null), ownerOf);
   const used = (state) => (state.used === null || !state.name.startsWith("monthly") ? "" : ` (${exact(state, state.used)} used)`);

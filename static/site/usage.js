@@ -9,8 +9,8 @@ const GROUPS = 5;
 export const REST = "others";
 
 /** Fetch limits and usage of a range, grouped by `groupBy` (`day`, `day,model` ...). */
-export async function fetchUsage(key, { from, to }, groupBy, timeZone = TIME_ZONE) {
-  const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: timeZone, group_by: groupBy });
+export async function fetchUsage(key, { from, to }, groupBy) {
+  const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: TIME_ZONE, group_by: groupBy });
   return (await send(`/usage?${asked}`, { key })).json();
 }
 
