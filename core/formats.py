@@ -72,6 +72,12 @@ def exact_money(nano_dollars: int) -> str:
     return f"${whole:,}.{digits[:2]}{digits[2:].rstrip('0')}"
 
 
+def cents(nano_dollars: int) -> str:
+    """Format nano-dollars for a column of amounts: 1,234.50; less than half a cent is < 0.01, not nothing."""
+    text = f"{nano_dollars / NANO_DOLLARS:,.2f}"
+    return "< 0.01" if nano_dollars and text == "0.00" else text
+
+
 def price_text(amount: Decimal) -> str:
     """Format US dollars with all significant decimals, at least two: $0.60, $0.075."""
     text = f"{amount:.9f}".rstrip("0")

@@ -18,11 +18,13 @@ from django.utils import timezone
 from accounts.admin.base import ModelAdmin, actor_of, page
 from accounts.audit import audit_event
 from accounts.models import Account
+from core.formats import money, percent
+from core.money import nano_dollars
 from monitoring.admin_export import file_response
 from monitoring.export import KIND, Format
 from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert
 from monitoring.rollups.periods import EPOCH, ONE_DAY
-from monitoring.usage_report import COLUMNS, CUSTOM, PERIODS, Period, csv_rows, log_check, usage_report
+from monitoring.usage_report import COLUMNS, CUSTOM, PERIODS, Period, Report, csv_rows, log_check, usage_report
 
 CHOICES = {
     "this-month": "This month",
@@ -117,10 +119,19 @@ def statement_page(request: HttpRequest, account_id: int) -> HttpResponse:
         "account": account,
         "report": report,
         "issuer": settings.UNFOLD["SITE_TITLE"],
-        "line": report.accounts[0] if report.accounts else None,
+        "lines": [line for account in report.accounts for line in account.models if line.now.requests],
+        "budget_used": _budget_used(account, report),
         "check": log_check(report, account_id, is_wanted="check" in request.GET),
     }
     return render(request, "admin/monitoring/usage_statement.html", context)
+
+
+def _budget_used(account: Account, report: Report) -> str:
+    """Return how much of the monthly budget a month used, as it is set now; "" if there is none."""
+    budget = nano_dollars(account.monthly_cost_budget)
+    if not budget or report.period.name not in ("this-month", "last-month"):
+        return ""
+    return f"{percent(report.total.now.cost / budget)} of the monthly budget of {money(budget)}"
 
 
 def _context(period: Period) -> Mapping[str, Any]:

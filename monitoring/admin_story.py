@@ -14,6 +14,7 @@ from django.utils import timezone
 from accounts.admin.base import change_url
 from accounts.limits.types import LIMITS, LimitName
 from accounts.models import Account, ApiKey
+from accounts.selectors import api_key_makers
 from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
@@ -146,9 +147,11 @@ def _limits_now(request: HttpRequest, record: RequestRecord) -> Iterator[tuple[s
 
 
 def _alerts(record: RequestRecord) -> Iterator[Alert]:
-    """Yield alerts that were open at the time of the request, or began soon after."""
-    at = record.admitted_at
-    budgets = (f"budget:account:{record.account_id}:", f"budget:key:{record.key_id}:")
+    """Yield alerts that were open at the time of the request, or began soon after; of budgets, those that applied."""
+    at, key = record.admitted_at, ApiKey.objects.filter(pk=record.key_id).first()
+    keys = [key, *api_key_makers([key])[key.pk]] if key else []
+    # A rotated key keeps its budgets, whose alerts are named by the first key.
+    budgets = [f"budget:account:{record.account_id}:", *(f"budget:key:{each.limits_id}:" for each in keys)]
     own = Q(*(Q(subject__startswith=each) for each in budgets), _connector=Q.OR) | ~Q(kind=Alert.Kind.BUDGET)
     begun = Alert.objects.filter(own, began_at__lte=at + LATER).exclude(kind=Alert.Kind.TEST)
     yield from begun.filter(Q(ended_at=None) | Q(ended_at__gte=at)).order_by("-began_at")[:ALERTS]

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from accounts.models import Account
 from core.database import release_connections, repeatable_read
-from core.formats import NOTHING, exact_money, known_money, money, percent
+from core.formats import NOTHING, cents, exact_money, known_money, money, percent
 from core.money import NANO_DOLLARS, dollars, nano_dollars
 from monitoring.export import records_within
 from monitoring.forecast import budget_reached_at, cost_pace, cost_paces
@@ -163,6 +163,11 @@ class Line:
     def exact_cost(self) -> str:
         """Format the cost with all its decimals."""
         return known_money(self.now.cost, self.now.unpriced, exact_money)
+
+    @property
+    def cents(self) -> str:
+        """Format the cost for a column of amounts."""
+        return known_money(self.now.cost, self.now.unpriced, cents)
 
     @property
     def shown_cost_before(self) -> str:

@@ -13,7 +13,8 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import Account, ApiKey, Tier
-from accounts.tests.factories import Cast, logged_in, make_staff
+from accounts.services import api_key_rotate
+from accounts.tests.factories import Cast, IssuedKey, logged_in, make_staff
 from monitoring.models import Alert, RequestRecord
 from monitoring.stories import ADVICE, FOR_CALLER, MESSAGES, advice, headline, stages_of
 from monitoring.tests.samples import recorded
@@ -141,6 +142,17 @@ class TestPage:
         neighbours = text[text.index("Same key") :]
         order = [neighbours.index(each) for each in ("429 rate_limited", "502 upstream_failed (this request)")]
         assert order == sorted(order)
+
+    def test_it_has_the_budget_alerts_of_a_rotated_key(self, site: Client, cast: Cast) -> None:
+        first = cast.owner.key
+        successor, plain = api_key_rotate(key=first, grace=timedelta(0), actor="test")
+        record = recorded(IssuedKey(successor, plain), status=429, error_code="budget_exhausted")
+        for key, title in ((first, "budget of its key"), (cast.colleague.key, "budget of another")):
+            subject = f"budget:key:{key.pk}::cost:80:202612"
+            Alert.objects.create(kind="budget", subject=subject, title=title, text="x", began_at=timezone.now())
+        text = self.words(site, record.id)
+        assert "budget of its key alert since" in text
+        assert "budget of another" not in text
 
     def test_it_says_until_when_a_provider_was_not_called(self, site: Client, cast: Cast) -> None:
         now = timezone.now().replace(second=0, microsecond=0)

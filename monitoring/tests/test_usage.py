@@ -9,6 +9,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from accounts.models import Account
 from accounts.tests.factories import Cast, make_key
 from monitoring.retention import prune_records
 from monitoring.tests.samples import micros_at, recorded
@@ -55,6 +56,15 @@ def test_it_tells_the_limits_too_and_needs_the_scope(cast: Cast) -> None:
     assert {each["owner"] for each in answer["limits"]} == {"key", "account"}
     narrow = make_key(account=cast.owner.key.account, name="narrow", scopes=["chat"])
     assert Client().get("/usage", **narrow.headers).json()["code"] == "scope_denied"  # type: ignore[arg-type]
+
+
+def test_it_forecasts_budgets(cast: Cast) -> None:
+    Account.objects.filter(name="acme").update(monthly_token_budget=1_000_000)
+    recorded(cast.colleague)
+    forecasts = {each["owner"]: each["forecast"] for each in ask(cast, 200)["limits"] if "forecast" in each}
+    assert list(forecasts) == ["account"]
+    assert (forecasts["account"]["expected"] >= 30, forecasts["account"]["reached"]) == (True, None)
+    assert forecasts["account"]["text"].startswith("At this pace about ")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from django.utils import timezone
 
 from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_staff
+from core.formats import NOTHING
 from monitoring import usage_report as module
-from monitoring.models import Alert, RequestRecord
-from monitoring.rollups.periods import month_begin
+from monitoring.models import Alert, RequestRecord, Rollup
+from monitoring.rollups.periods import minute_of, month_begin
 from monitoring.tests.samples import micros, micros_at, recorded
 from monitoring.usage_report import COLUMNS, PERIODS, Period, usage_report
 
@@ -96,7 +97,33 @@ class TestReport:
             ("acme", "gpt-4o-mini", "0.500000000", ""),
             ("globex", "gpt-4o", "1.000000001", ""),
         ]
-        assert AuditEntry.objects.latest("pk").action == "exported"
+
+    def test_its_csv_needs_no_more_than_the_page_and_leaves_an_entry(self) -> None:
+        finance = logged_in(make_staff("monitoring.view_rollup", name="finance"))
+        assert len(rows_of(finance, NOVEMBER)) == 3
+        entry = AuditEntry.objects.latest("pk")
+        assert (entry.action, entry.actor, entry.after["begin"]) == ("exported", "finance", "2026-11-01 00:00:00+00:00")
+
+    def test_it_lists_the_accounts_with_the_highest_cost_and_adds_up_the_rest(
+        self, site: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "LISTED", 1)
+        text = words(site, PAGE + NOVEMBER)
+        assert "acme Statement $3.50 $2.00 +75 %" in text
+        assert "1 more account $1.00 $0.00 new" in text
+        assert "Total of 2 accounts $4.50 $2.00 +125 %" in text
+        assert "globex" not in text
+        assert [row["account"] for row in rows_of(site, NOVEMBER)] == ["acme", "acme", "globex"]
+
+    def test_it_shows_no_change_from_a_time_of_another_length(self, cast: Cast) -> None:
+        recorded(cast.owner, admitted_at=micros_at(10, 31))
+        running = Period.named("this-month", datetime(2026, 11, 2, 12, tzinfo=UTC))
+        assert usage_report(running).total.shown_change == "+125 %"
+        kept = minute_of(running.begin - timedelta(days=1))
+        Rollup.objects.filter(grain=Rollup.Grain.KEY_QUARTER, start__lt=kept).delete()
+        total = usage_report(running).total
+        assert (total.shown_change, total.then.cost) == (NOTHING, 0)  # the cost before is of 1 October alone
+        assert "by whole days only" in total.change_note
 
     def test_its_columns_are_named_as_in_the_csv_of_a_key_s_holder(self) -> None:
         own = {"account", "model", "previous_cost_usd", "change_percent", "forecast_cost_usd"}
@@ -117,7 +144,7 @@ class TestReport:
 
     def test_it_compares_a_long_log_on_request_only(self, site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CHECKED_AT_ONCE", 2)
-        assert "Not compared with the request log: not checked yet. Check now" in words(site, PAGE + NOVEMBER)
+        assert "Not compared with the request log yet. Compare now" in words(site, PAGE + NOVEMBER)
         assert "Agrees with the request log" in words(site, f"{PAGE}{NOVEMBER}&check=1")
         monkeypatch.setattr(module, "CHECKED_AT_MOST", 2)
         assert "run manage.py check_rollups" in words(site, f"{PAGE}{NOVEMBER}&check=1")
@@ -133,7 +160,7 @@ class TestReport:
         address = f"{PAGE}{cast.owner.key.account_id}/{NOVEMBER}"
         text = words(site, address)
         assert "Account acme" in text
-        assert "gpt-4o 1 20 10 $3.00 gpt-4o-mini 1 20 10 $0.50 Total 2 40 20 $3.50" in text
+        assert "gpt-4o 1 20 0 10 3.00 gpt-4o-mini 1 20 0 10 0.50 Total 2 40 0 20 3.50" in text
         assert "Agrees with the request log: 2 requests, $3.50" in text
         html = site.get(address).content.decode()
         assert "style=" not in html
@@ -209,6 +236,14 @@ def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client
     report = usage_report(Period.named("this-month", now))
     assert report.total.now.cost == 20_000_000_000
     assert report.total.forecast == pytest.approx(30_000_000_000, rel=0.01)
+    recorded(cast.stranger, admitted_at=micros_at(11, 20, 12), cost=1_000_000_000)  # its first day
+    recorded(cast.owner, admitted_at=micros_at(11, 20, 12), model="new", cost=1_000_000_000)
+    report = usage_report(Period.named("this-month", now))
+    lines = [line.forecast or 0 for line in report.accounts]
+    assert report.total.forecast == pytest.approx(sum(lines), abs=2)
+    assert [sum(model.forecast or 0 for model in line.models) for line in report.accounts] == pytest.approx(
+        lines, abs=2
+    )
     recorded(cast.owner, admitted_at=micros(timezone.now() - timedelta(seconds=1)))
     assert "Forecast, " in words(site)
 
