@@ -26,11 +26,12 @@ from monitoring.rollups.log import log_totals
 from monitoring.rollups.periods import DAY, EPOCH, ONE_DAY, QUARTER, ceiling, datetime_of, floor, month_begin
 from monitoring.rollups.queries import (
     SUMMED,
+    Part,
     Scope,
     TooOld,
+    account_parts,
     accounts_by_cost,
     caller_names,
-    span_parts,
     usage_by_account_and_model,
     usage_series,
 )
@@ -114,11 +115,6 @@ class Period:
         """Return why there is nothing to compare with if it `is_cut`."""
         kept = f"Before {self.begin:%B %Y}" if self.name in PERIODS else "Before the period"
         return f"{kept}, usage is known by whole days only, so the time before is not as long as this one."
-
-    @property
-    def spans(self) -> tuple[tuple[datetime, datetime], tuple[datetime, datetime]]:
-        """Return begin and end of the period so far, and of the time that it is compared with."""
-        return (self.begin, self.until), (self.before, self.until_before)
 
 
 def _months_after(first: datetime, months: int) -> datetime:
@@ -231,6 +227,10 @@ class Line:
         return self.now.cost + round(self.pace * ((period.end - period.until) / ONE_DAY))
 
 
+#: The rollups of the period so far, and of the time that it is compared with.
+Spans = tuple[Sequence[Part], Sequence[Part]]
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The LISTED accounts with the highest cost, with lines of their models; the sums of all, and of the `rest`.
@@ -254,10 +254,11 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
     """Return the report of all accounts, or of one."""
     scope = Scope(account_id=account_id)
     with repeatable_read():
-        period = _comparable(period)
-        ranked = _ranked(period, account_id)
-        lines = _lines(period, ranked[:LISTED])
-        now, then = (_sum(begin, end, scope) for begin, end in period.spans)
+        period, spans = _comparable(period)
+        ranked = _ranked(spans, account_id)
+        lines = _lines(period, spans, ranked[:LISTED])
+        now = _sum(period.begin, period.until, scope)
+        then = _sum(period.before, period.until_before, scope)
         pace = cost_pace(period.until, scope) if period.is_running else 0.0
     rest = Line(
         period,
@@ -268,18 +269,19 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
     return Report(period, lines, Line(period, now=now, then=then, pace=pace), rest, len(ranked))
 
 
-def _comparable(period: Period) -> Period:
-    """Return the period, cut to whole days of the time before if its quarter hours have been deleted."""
+def _comparable(period: Period) -> tuple[Period, Spans]:
+    """Return the rollups to read, and the period: cut if the quarter hours of the time before have been deleted."""
+    now = account_parts(period.begin, period.until)
     try:
-        span_parts([(floor(period.before, QUARTER), ceiling(period.until_before, QUARTER))])
+        return period, (now, account_parts(period.before, period.until_before))
     except TooOld:
-        return replace(period, is_cut=True)
-    return period
+        period = replace(period, is_cut=True)
+        return period, (now, account_parts(period.before, period.until_before))
 
 
-def _ranked(period: Period, account_id: int | None) -> Sequence[int]:
+def _ranked(spans: Spans, account_id: int | None) -> Sequence[int]:
     """Return the ids of the accounts of the report in its order."""
-    return accounts_by_cost(*period.spans) if account_id is None else [account_id]
+    return accounts_by_cost(*spans) if account_id is None else [account_id]
 
 
 def _sum(begin: datetime, end: datetime, scope: Scope) -> Figures:
@@ -293,11 +295,11 @@ def _difference(whole: Figures, parts: Iterable[Figures]) -> Figures:
     return Figures(*(getattr(whole, name) - getattr(listed, name) for name in SUMMED))
 
 
-def _lines(period: Period, accounts: Sequence[int]) -> list[Line]:
+def _lines(period: Period, spans: Spans, accounts: Sequence[int]) -> list[Line]:
     """Return a line of each account that has usage, with lines of its models, in the order of `accounts`."""
     models: defaultdict[int, defaultdict[str, Line]] = defaultdict(lambda: defaultdict(lambda: Line(period)))
-    for when, (begin, end) in zip(("now", "then"), period.spans, strict=True):
-        for (account, model), figures in usage_by_account_and_model(begin=begin, end=end, accounts=accounts):
+    for when, parts in zip(("now", "then"), spans, strict=True):
+        for (account, model), figures in usage_by_account_and_model(parts, accounts):
             getattr(models[account][model], when).add(figures)
     for (account, model), pace in (cost_paces(period.until, accounts) if period.is_running else {}).items():
         models[account][model].pace = pace
@@ -374,11 +376,11 @@ COLUMNS = (
 
 def csv_rows(period: Period, account_id: int | None = None) -> Iterator[list[list[Any]]]:
     """Return the rows of the report's CSV, by account and model, in batches; what is not known is empty."""
-    period = _comparable(period)
-    ranked = _ranked(period, account_id)
+    period, spans = _comparable(period)
+    ranked = _ranked(spans, account_id)
 
     def batch(accounts: Sequence[int]) -> list[list[Any]]:
-        rows = [_csv_row(account, line) for account in _lines(period, accounts) for line in account.models]
+        rows = [_csv_row(account, line) for account in _lines(period, spans, accounts) for line in account.models]
         release_connections()  # a slow download does not take one from requests
         return rows
 

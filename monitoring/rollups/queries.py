@@ -235,32 +235,29 @@ def _amounts() -> dict[str, Any]:
     return {f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED}
 
 
-def accounts_by_cost(span: tuple[datetime, datetime], *others: tuple[datetime, datetime]) -> list[int]:
-    """Return the ids of the accounts with usage in any of the spans, the highest cost in the first one first.
-
-    Raises TooOld.
-    """
-    parts, *more = (_account_parts(*each) for each in (span, *others))
-    first = within(parts) if parts else Q(pk=None)
-    rows = Rollup.objects.filter(within([*parts, *chain(*more)])).order_by().values("account_id")
-    summed = rows.annotate(**{name: Sum(name, filter=first, default=0) for name in ("cost", "requests")})
-    return list(summed.order_by("-cost", "-requests", "account_id").values_list("account_id", flat=True))
+def account_parts(begin: datetime, end: datetime) -> list[Part]:
+    """Return the accounts' rows of a span. Raises TooOld."""
+    return span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))], OF_ACCOUNTS)
 
 
-def usage_by_account_and_model(
-    *, begin: datetime, end: datetime, accounts: Sequence[int]
-) -> list[tuple[tuple[int, str], Figures]]:
-    """Return the figures of accounts in a span, without histograms, by account (id) and model. Raises TooOld."""
-    parts = _account_parts(begin, end)
+def accounts_by_cost(*spans: Sequence[Part]) -> list[int]:
+    """Return the ids of the accounts with usage in any of the spans, the highest cost in the first one first."""
+    known = [parts for parts in spans if parts]
+    if not known:
+        return []
+    rows = Rollup.objects.filter(within([*chain(*known)])).order_by().values("account_id")
+    first = within(known[0])
+    summed = rows.annotate(spent=Sum("cost", filter=first, default=0), asked=Sum("requests", filter=first, default=0))
+    return list(summed.order_by("-spent", "-asked", "account_id").values_list("account_id", flat=True))
+
+
+def usage_by_account_and_model(parts: Sequence[Part], accounts: Sequence[int]) -> list[tuple[tuple[int, str], Figures]]:
+    """Return the figures of accounts in a span, without histograms, by account (id) and model."""
     if not parts:
         return []
     rows = Rollup.objects.filter(within(parts), account_id__in=accounts).order_by()
     summed = rows.values_list("account_id", "model").annotate(**_amounts())
     return [((account, model), Figures(*sums)) for account, model, *sums in summed]
-
-
-def _account_parts(begin: datetime, end: datetime) -> list[Part]:
-    return span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))], OF_ACCOUNTS)
 
 
 def _points(

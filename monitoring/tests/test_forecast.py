@@ -60,7 +60,7 @@ def test_it_goes_on_at_the_pace_of_the_last_days(
             "At this pace about $41 of $37.50 by 31 December; reached on the 29th.",
         ),
         ("monthly_cost", 5, 5, 1, "Calls are refused until 1 January."),
-        ("monthly_cost", 10_000_000, None, 5_000_000, "At this pace about $0.088 by 31 December."),
+        ("monthly_cost", 10_000_000, None, 5_200_000, "At this pace about $0.091 by 31 December."),
         ("monthly_tokens", 1_234, 50_000, 100, "At this pace about 2,780 of 50 K by 31 December."),
     ],
 )
