@@ -98,7 +98,6 @@ def report_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBa
         "report": report,
         "check": log_check(report, account_id, is_wanted="check" in request.GET),
         "wrong": Alert.objects.filter(kind=Alert.Kind.RECONCILIATION, ended_at=None).first(),
-        "choices": [(name, text, name == period.name) for name, text in CHOICES.items()],
         "may_export": request.user.has_perms([VIEW_RECORDS, "monitoring.export_requestrecord"]),
         "may_see_alerts": request.user.has_perm("monitoring.view_alert"),
     }
@@ -138,4 +137,5 @@ def _context(period: Period) -> Mapping[str, Any]:
     """Return what both pages show of a period, and the query that names it."""
     days = {"first": f"{period.begin:%Y-%m-%d}", "last": f"{period.end - ONE_DAY:%Y-%m-%d}"}
     query = {"period": period.name, **(days if period.name == CUSTOM else {})}
-    return {"period": period, **days, "query": urlencode(query), "now": timezone.now()}
+    choices = [(name, text, name == period.name) for name, text in CHOICES.items()]
+    return {"period": period, **days, "query": urlencode(query), "choices": choices, "now": timezone.now()}
