@@ -10,10 +10,11 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts.tests.factories import Cast
+from accounts.tests.factories import Cast, logged_in, make_staff
 from inference.fake_provider import FakeUpstream
 from inference.tests.samples import serve
 from monitoring.models import Alert
+from monitoring.tests.samples import recorded
 from operations.alerts.groups import AlertGroup, group_alerts
 
 pytestmark = pytest.mark.django_db
@@ -118,6 +119,28 @@ class TestAdmin:
         page = site.get(f"{ALERTS}{one}/change/").content.decode()
         assert page.count(f"{ALERTS}") >= 11
         assert f"title of breaker:{deployments[0].pk}" in page
+
+    def test_a_page_says_whom_an_outage_affected_and_what_to_do(
+        self, site: Client, cast: Cast, upstream: FakeUpstream
+    ) -> None:
+        deployment = serve("m")
+        outage = alert(f"breaker:{deployment.pk}", title="openai is down for m: HTTP 502", text="Calls kept failing.")
+        since = {"admitted_at": int(BEGAN.timestamp() * 1_000_000)}
+        recorded(cast.owner, status=502, model="m", count=3, **since)
+        recorded(cast.stranger, status=502, model="m", **since)
+        recorded(cast.stranger, status=502, model="another", **since)
+        page = site.get(f"{ALERTS}{outage.pk}/change/")
+        text = page.content.decode()
+        assert "4 requests from 2 accounts</a> failed." in text
+        assert "10:05 UTC" in text
+        assert "What to do</strong> Test the provider on its page" in text
+        (_, accounts, _), (_, models, _) = page.context["affected_parts"]
+        assert [each[:2] for each in (*accounts, *models)] == [("acme", 3), ("globex", 1), ("m", 4)]
+        assert sum(each.count for each in site.get(accounts[0][2]).context["cl"].result_list) == 3
+        viewer = logged_in(make_staff("monitoring.view_alert", name="viewer"))
+        page = viewer.get(f"{ALERTS}{outage.pk}/change/")
+        assert page.context["links"] == []
+        assert "Who is affected" not in page.content.decode()
 
     def test_it_says_how_to_set_up_a_channel_if_nobody_is_notified(self, site: Client, settings: Settings) -> None:
         settings.ALERT_WEBHOOK_URL, settings.EMAIL_URL, settings.ALERT_EMAILS = "", "", []
