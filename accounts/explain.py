@@ -73,7 +73,8 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     notes = []
     for each in (limit for limit in limits if limit.remaining == 0):
         code = LIMITS[each.name].error.code
-        text = f"{each.name} of {each.holder} is full: {each.amount(each.used)} of {each.amount(each.limit)}."
+        used, limit = each.shown(each.used or 0), each.shown(each.limit or 0)
+        text = f"A limit of {each.holder} is reached: {each.title[0].lower()}{each.title[1:]}, {used} of {limit}."
         if each.subject.model is None:
             reasons.append(Reason(429, code, text))
         else:  # calls of other models are not refused for it
@@ -89,7 +90,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     if report.source != LIVE:
         notes.append("The state store is down: the use of rates and slots is unknown.")
     if key.allowed_ips and address is None:
-        notes.append("The key is restricted to addresses: give one to see whether it is allowed.")
+        notes.append("The key works from certain addresses only: enter one to test it.")
     if key.revoked_at is not None and key.revoked_at > now:
         notes.append(f"The key was replaced and works until {utc_text(key.revoked_at)}.")
     return Explanation(

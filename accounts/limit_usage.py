@@ -26,7 +26,7 @@ from accounts.limits.types import (
     Window,
 )
 from core.errors import ApiError, BoundExceedsLimit
-from core.formats import money, utc_text
+from core.formats import exact_money, money, utc_text
 from core.money import dollars
 from core.times import month_end, month_of
 
@@ -162,7 +162,7 @@ class LimitUsage:
     def holder(self) -> str:
         """The owner in a sentence."""
         maker = self.subject.maker
-        return f"the key {maker} that made this one" if maker else f"the {self.owner}"
+        return f"the key {maker} that made this one" if maker else f"the {self.owner.split()[0]}"
 
     @property
     def whose(self) -> str:
@@ -187,6 +187,10 @@ class LimitUsage:
             return "no limit" if self.used is None else f"{used} (no limit)"
         return f"{used} of {limit} ({self.percent} %)"
 
+    def shown(self, value: int) -> str:
+        """Return an amount exactly, for people: $25.00, or 1,200."""
+        return exact_money(value) if self.is_money else f"{value:,}"
+
     def amount(self, value: int | None) -> int | str | None:
         """Return an amount as callers see it: money as a string in US dollars with all digits."""
         return dollars(value) if value is not None and self.is_money else value
@@ -209,14 +213,10 @@ class LimitUsage:
 
     def cells(self, unlimited: str, unknown: str, never: str) -> tuple[str, str, str, str]:
         """Return limit, used, remaining and reset time as the texts of a table, with these for absent values."""
-        limit, used, remaining = (self.amount(value) for value in (self.limit, self.used, self.remaining))
         reset = None if self.reset_at is None else datetime.fromtimestamp(epoch_seconds(self.reset_at), tz=UTC)
-        return (
-            unlimited if limit is None else str(limit),
-            unknown if used is None else str(used),
-            unknown if remaining is None else str(remaining),
-            utc_text(reset, never, seconds=True),
-        )
+        amounts = ((self.limit, unlimited), (self.used, unknown), (self.remaining, unknown))
+        limit, used, remaining = (absent if value is None else self.shown(value) for value, absent in amounts)
+        return limit, used, remaining, utc_text(reset, never, seconds=True)
 
 
 #: Sources of usage: the limits themselves, or (while Redis is down) the records in the database.

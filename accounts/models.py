@@ -6,6 +6,8 @@ A limit of null means no limit. Money is NUMERIC in US dollars here and integer 
 from __future__ import annotations
 
 import json
+import re
+from decimal import Decimal
 from typing import Any
 from unicodedata import normalize
 
@@ -16,10 +18,13 @@ from django.db import models
 from django.utils import timezone
 
 from accounts.validators import validate_line, validate_model_names, validate_networks, validate_scopes
-from core.formats import NOTHING
+from core.formats import NOTHING, price_text, utc_text
+from core.times import parse_datetime
 
 #: The most generations of keys created through /keys, below a key that an operator created.
 GENERATIONS = 3
+#: How the audit log stores amounts of money and times.
+MONEY, TIME = re.compile(r"\d+\.\d{9}"), re.compile(r"\d{4}-\d\d-\d\dT")
 DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
 
@@ -291,11 +296,17 @@ class AuditEntry(models.Model):
 
     class Meta:
         ordering = ["-at", "-id"]
-        verbose_name_plural = "audit entries"
+        verbose_name_plural = "audit log"
         indexes = [models.Index(fields=["target_type", "target_id"], name="audit_target")]
 
     def __str__(self) -> str:
         return f"{self.actor} {self.action} {self.target_type} {self.target}"
+
+    @property
+    def by(self) -> str:
+        """The actor for people: the user's name, `key acme/ci`, or `system (bootstrap)` for a command."""
+        kind, _, name = self.actor.partition(":")
+        return {"admin": name, "key": f"key {name}", "command": f"system ({name})"}.get(kind, self.actor)
 
     @property
     def changes(self) -> list[tuple[str, str, str]]:
@@ -306,9 +317,27 @@ class AuditEntry(models.Model):
 
 def _shown(values: dict[str, Any], name: str) -> str:
     value = values.get(name)
-    if value is None or value == "":
+    if value is None or value in ("", [], {}):
         return NOTHING
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return _shown_text(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
+
+
+def _shown_text(value: str) -> str:
+    """Return a text as it is; an amount of money as $25.00, and a time as the other pages show it."""
+    if MONEY.fullmatch(value):
+        return price_text(Decimal(value))
+    if not TIME.match(value):
+        return value
+    try:
+        return utc_text(parse_datetime(value))
+    except ValueError:
+        return value
 
 
 class IdempotentAnswer(models.Model):

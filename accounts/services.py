@@ -159,7 +159,9 @@ def api_key_check_max_keys(*, key: ApiKey) -> None:
     if account.max_keys is None or usable.filter(pk=key.pk).exists():  # a usable key is already counted
         return
     if usable.count() >= account.max_keys:
-        raise ValidationError(f"Account {account} already has {account.max_keys} usable keys: revoke one first.")
+        raise ValidationError(
+            f"Account {account} has its maximum of usable keys ({account.max_keys}): revoke one first."
+        )
 
 
 def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor: str) -> ApiKey:

@@ -138,8 +138,10 @@ def day_text(at: datetime) -> str:
 
 
 def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:
-    """Format a past time as the time since then: 42 s ago; within a second of `now`, just now."""
+    """Format a time as the time since then, or until then: 42 s ago, in 12 days; within a second of `now`, just now."""
     if at is None:
         return absent
     since = (now - at).total_seconds()
+    if since <= -1:
+        return f"in {duration(-since)}"
     return "just now" if since < 1 else f"{duration(since)} ago"

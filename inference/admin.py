@@ -32,6 +32,7 @@ from accounts.admin.base import (
     is_confirmed,
     link,
 )
+from accounts.audit import audit_event, audit_record
 from core.formats import count, price_text, utc_text
 from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider
@@ -210,7 +211,16 @@ class ProviderAdmin(CatalogAdmin):
             raise PermissionDenied
         form = self.get_form(request)(request.POST)
         wrong = [text for name, texts in form.errors.items() if name != "name" for text in texts]
-        listing = Listing(trouble=" ".join(map(str, wrong))) if wrong else provider_models(form.instance)
+        if wrong:
+            listing = Listing(trouble=" ".join(map(str, wrong)))
+        else:
+            provider, listing = form.instance, provider_models(form.instance)
+            details = {
+                "base_url": provider.base_url,
+                "variable": provider.api_key_variable,
+                "answer": listing.trouble or "good",
+            }
+            audit_event(actor=actor_of(request), action="tested", kind="provider", details=details)
         if not listing.trouble:
             form.list_models(listing)
         context = {"form": form, "listing": listing, **self._line_context(request)}
@@ -275,6 +285,9 @@ class ProviderAdmin(CatalogAdmin):
             title = f"Test the connection to {provider}?"
             return self.ask_first(request, provider, title, text, "Test connection", is_dangerous=False)
         listing = provider_models(provider)
+        audit_record(
+            actor=actor_of(request), action="tested", target=provider, after={"answer": listing.trouble or "good"}
+        )
         if listing.trouble:
             messages.error(request, f"{provider}: {listing.trouble}")
         else:

@@ -37,13 +37,13 @@ class UsageExportForm(forms.Form):
         label="From",
         required=False,
         widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-01-31 or 2026-01-31 14:00"}),
-        help_text="UTC. Empty: from the beginning of this month.",
+        help_text="UTC. Leave empty for the beginning of this month.",
     )
     end = forms.DateTimeField(
         label="Until",
         required=False,
         widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-02-28 or 2026-02-28 14:00"}),
-        help_text="UTC, not included. Empty: until now. Usage is kept by the quarter hour.",
+        help_text="UTC, not included. Leave empty for now. Usage is kept by the quarter hour.",
     )
     unit = forms.TypedChoiceField(
         label="Group by time",
@@ -56,7 +56,7 @@ class UsageExportForm(forms.Form):
         label="Split by", choices=[(name, name) for name in GROUPS], initial="account", widget=UnfoldAdminSelectWidget
     )
     account = forms.CharField(
-        required=False, widget=UnfoldAdminTextInputWidget, help_text="Its name. Empty: of all accounts."
+        required=False, widget=UnfoldAdminTextInputWidget, help_text="Its slug. Leave empty for all accounts."
     )
     file_format = forms.TypedChoiceField(
         label="File",
@@ -99,8 +99,8 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
             form.add_error("begin", str(error))
         else:
             file_format, is_packed = wanted["file_format"], wanted["is_packed"]
-            details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by", "account") if wanted[name]}
-            details |= {"format": file_format, "gzip": is_packed}
+            details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by") if wanted[name]}
+            details |= {"format": file_format, "gzip": is_packed, **({"account": account.name} if account else {})}
             audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
             return file_response(
                 usage_columns(by), batches, f"usage-by-{unit}-and-{by}", file_format, is_packed=is_packed

@@ -67,6 +67,7 @@ class RequestRecord(models.Model):
 
     class Meta:
         ordering = ["-admitted_at", "-id"]
+        verbose_name_plural = "requests"
         permissions = [("export_requestrecord", "Can export request records")]
         indexes = [
             # Ascending, although they are read backwards: rows appended at the end of an index fill its pages.
@@ -143,6 +144,7 @@ class Rollup(models.Model):
     first_token = models.TextField(blank=True, help_text="A histogram, see monitoring.rollups.histograms.")
 
     class Meta:
+        verbose_name_plural = "usage totals"
         indexes = [models.Index(fields=["account_id", "grain", "start"], name="rollup_account")]
 
     def __str__(self) -> str:

@@ -60,7 +60,7 @@ def create_key(page: Page, service: Service, name: str, *, account: str) -> str:
     page.click(".select2-selection")
     page.fill(".select2-search__field", account)
     page.click(f".select2-results__option:has-text('{account}')")
-    page.select_option("[name=tier]", label="free")
+    page.select_option("[name=tier]", label="free (5 requests/min)")
     page.fill("[name=name]", name)
     page.click("[name=_save]")
     expect(page.get_by_text("it will not be shown again")).to_be_visible()
@@ -95,7 +95,7 @@ def test_it_makes_a_key_that_works_until_it_is_revoked(admin: Page, platform: Se
     assert re.fullmatch(r"ak_dev_[0-9A-Za-z]{49}", key)
     assert chat(platform, key) == 200
 
-    admin.click("text=I have copied it")
+    admin.click("a:has-text('Done')")
     assert key not in admin.content()
     admin.click("a[href$='/revoke/']")
     expect(admin.get_by_text("Every request with this key of account acme will get 401")).to_be_visible()
@@ -192,6 +192,7 @@ def test_it_invites_staff_who_choose_their_password(
     admin.goto(f"{platform.base_url}/admin/auth/user/add/")
     admin.fill("[name=username]", "ada")
     admin.click("label:has-text('Viewer')")
+    admin.click("label:has-text('by an invitation')")
     expect(admin.locator("[name=password1]")).to_be_hidden()
     admin.click("[name=_save]")
     admin.click("button:has-text('Create invitation link')")

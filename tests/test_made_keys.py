@@ -198,7 +198,7 @@ def test_it_shows_an_operator_who_made_a_key_and_what_goes_on_working(platform: 
     question = platform.admin.page(f"/admin/accounts/apikey/{ids['e2e']}/revoke/").words
     assert "made-for-the-admin" in question
     assert "made-by-the-made" in question
-    assert "go on working" in question
+    assert "keep working" in question
 
 
 def test_it_begins_again_where_the_records_are_when_the_store_is_emptied(platform: Platform) -> None:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
-from django.db.models import Count, Q, QuerySet
+from django.db.models import CharField, Count, Q, QuerySet
+from django.db.models.functions import Cast
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -35,10 +36,12 @@ from accounts.admin.forms import AccountForm, ModelBudgetInline, ModelBudgetsAdm
 from accounts.key_cache import account_subject
 from accounts.limit_usage import LimitUsage, usage_of_scopes
 from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitName, LimitSet
-from accounts.models import Account, Tier
+from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable, is_usable
 from core.formats import utc_text
 
+#: The limits of an account, two a line.
+LIMIT_ROWS = (RATE_FIELDS[:2], (*RATE_FIELDS[2:], "max_keys"))
 RECORDED = "The state store is down: monthly amounts come from the records; the use of other limits is unknown."
 
 
@@ -54,6 +57,11 @@ def month_bar(account: Any, name: LimitName) -> SafeString:
     """Return the bar of a monthly budget of an account in the list."""
     usage: LimitUsage | None = account.usage.get(name)
     return usage_bar(usage) if usage else SafeString("unknown while the state store is down")
+
+
+def limit_text(limit: int | None, unit: str = "") -> str:
+    """Return a limit of a tier in the list, such as `60/min`."""
+    return "unlimited" if limit is None else f"{limit:,}{unit}"
 
 
 def state_of(account: Any) -> str:
@@ -77,7 +85,8 @@ class KeyedAdmin(ModelBudgetsAdmin):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         """Show the page, without the button to delete an object that has keys."""
         instance = kwargs.get("obj")
-        offers = {"show_delete": instance is not None and not instance.api_keys.exists()}
+        has_keys = instance is not None and instance.api_keys.exists()
+        offers = {"has_keys": has_keys, "show_delete": instance is not None and not has_keys}
         return super().render_change_form(request, {**context, **offers}, *args, **kwargs)
 
     def delete_view(
@@ -117,10 +126,13 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
     instead = "Disable it instead."
     fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("display_name", "name", "contact")}),
-        ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
-        ("Limits over all keys", {"fields": (*RATE_FIELDS, "max_keys")}),
-        ("Content", {"fields": ("logs_content",)}),
-        ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
+        ("Budget for all keys together", {"fields": (BUDGET_FIELDS[::-1],)}),
+        ("Limits for all keys together", {"fields": LIMIT_ROWS}),
+        ("Advanced", {"fields": ("logs_content", "metadata"), "classes": ("collapse",)}),
+    )
+    add_fieldsets: ClassVar[Fieldsets] = (
+        *fieldsets[:2],
+        ("Advanced", {"fields": (*LIMIT_ROWS, "logs_content", "metadata"), "classes": ("collapse",)}),
     )
 
     def response_add(self, request: HttpRequest, obj: Account, post_url_continue: str | None = None) -> HttpResponse:
@@ -152,6 +164,14 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
         for usage in usage_of_scopes(scopes).limits:
             accounts[usage.subject.owner_id].usage[usage.name] = usage
         return changelist
+
+    def history_of(self, request: HttpRequest, instance: Any) -> Q:
+        """Add the entries of the account's keys for users who may view them."""
+        own = super().history_of(request, instance)
+        if not request.user.has_perm("accounts.view_apikey"):
+            return own
+        keys = instance.api_keys.order_by().values_list(Cast("pk", CharField()), flat=True)
+        return own | Q(target_type=str(ApiKey._meta.verbose_name), target_id__in=keys)
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer only the one of enable and disable that changes something."""
@@ -190,8 +210,8 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
             question = Confirmation(
                 title=f"Clear the cached answers of {account}?",
                 consequences=[
-                    "Within a second every question of this account goes to a model again, and is billed.",
-                    "For one model only: manage.py cache_clear --account NAME --model NAME.",
+                    "Within a second every request of this account goes to a model again, and is billed.",
+                    f"For one model only: manage.py cache_clear --account {account.name} --model NAME.",
                 ],
                 submit="Clear cached answers",
                 cancel_url=change_url(account),
@@ -215,7 +235,7 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
         keys = list(api_keys_usable(account=account, at=timezone.now()).order_by("name"))
         named = "1 key" if len(keys) == 1 else f"{len(keys):,} keys"
         consequences = [
-            f"{named} of {account} will get 401 within a second; calls that run now are finished.",
+            f"{named} of {account} will get 401 within a second. Calls in progress are completed.",
             "Enabling the account again makes the same keys work.",
         ]
         if active:
@@ -237,15 +257,18 @@ class TierAdmin(KeyedAdmin):
     """The admin of tiers. A change reaches every key of the tier within a second."""
 
     form = TierForm
-    list_display = ("name", *RATE_FIELDS, "max_output_tokens", "allowed_models", "cache_enabled", "keys")
+    list_display = ("name", "requests", "tokens", "concurrent", "output", "allowed_models", "cache_enabled", "keys")
     search_fields = ("name",)
+    requests = column("requests", lambda tier: limit_text(tier.requests_per_minute, "/min"))
+    tokens = column("tokens", lambda tier: limit_text(tier.tokens_per_minute, "/min"))
+    concurrent = column("at the same time", lambda tier: limit_text(tier.concurrent_requests))
+    output = column("longest answer", lambda tier: limit_text(tier.max_output_tokens, " tokens"))
     allowed_models = column("models", lambda tier: ", ".join(tier.models) or "every model")
     keys = column("keys", lambda tier: tier.key_count, ordering="key_count")  # revoked ones included
-    empty_value_display = "unlimited"
     instead = "Give its keys another tier first."
     fieldsets = (
         (None, {"fields": ("name",)}),
-        ("Limits of each key", {"fields": (*RATE_FIELDS, "max_output_tokens")}),
+        ("Limits of each key", {"fields": (RATE_FIELDS[:2], (*RATE_FIELDS[2:], "max_output_tokens"))}),
         ("What its keys may use", {"fields": ("models", "cache_enabled", "cache_any_temperature")}),
     )
 

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.db.models import Field, JSONField, Model, QuerySet
+from django.db.models import Field, JSONField, Model, Q, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.forms import Form
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from accounts.audit import audited_delete, audited_save
 from accounts.models import AuditEntry
+from core.formats import ago, utc_text
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,13 +83,18 @@ def change_url(instance: Model) -> str:
     return reverse(f"admin:{instance._meta.app_label}_{instance._meta.model_name}_change", args=[instance.pk])
 
 
+#: A link of a URL and a text.
+LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
+
+
 def link(instance: Model, text: str = "") -> SafeString:
     """Return a link to an object's admin page, labelled with its name unless a text is given."""
-    return format_html(
-        '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>',
-        change_url(instance),
-        text or str(instance),
-    )
+    return format_html(LINK, change_url(instance), text or str(instance))
+
+
+def relative(at: datetime | None) -> SafeString:
+    """Return a time as people say it, `in 12 days` or `3 h ago`, with the exact time on hover; None: never."""
+    return format_html('<span title="{}">{}</span>', utc_text(at), ago(at, timezone.now()))
 
 
 def found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
@@ -102,6 +111,11 @@ class OfferedLookupsAdmin(ModelAdmin):
     By default Django accepts look-ups of all of the model's own fields: `digest__startswith` would reveal a secret's
     digest letter by letter.
     """
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Show the list under its name in the menu."""
+        title = capfirst(str(self.opts.verbose_name_plural))
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Return whether a URL parameter belongs to a filter of the list, or to no field at all."""
@@ -179,10 +193,14 @@ class AuditedAdmin(OfferedLookupsAdmin):
         instance = found(self, request, unquote(object_id))
         if not self.has_view_or_change_permission(request, instance):
             raise PermissionDenied
-        entries = AuditEntry.objects.filter(target_type=str(self.opts.verbose_name), target_id=str(instance.pk))
+        entries = AuditEntry.objects.filter(self.history_of(request, instance))
         shown = self.get_paginator(request, entries, HISTORY).get_page(request.GET.get("p"))
         context = {"object": instance, "entries": shown, "may_audit": request.user.has_perm("accounts.view_auditentry")}
         return page(self, request, "admin/object_history.html", f"History of {instance}", context)
+
+    def history_of(self, request: HttpRequest, instance: Any) -> Q:
+        """Return the condition of the audit entries of an object's history."""
+        return Q(target_type=str(self.opts.verbose_name), target_id=str(instance.pk))
 
 
 class OverviewAdmin(AuditedAdmin):

@@ -21,7 +21,7 @@ from unfold.widgets import (
 
 from accounts import services
 from accounts.admin.base import AuditedAdmin, TabularInline, actor_of
-from accounts.limits.types import BUDGET_FIELDS
+from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS
 from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.services import api_key_check_max_keys
 from accounts.validators import SCOPES, validate_model_names, validate_networks
@@ -30,18 +30,33 @@ if TYPE_CHECKING:
     AccountModelForm = forms.ModelForm[Account]
     TierModelForm = forms.ModelForm[Tier]
     ApiKeyModelForm = forms.ModelForm[ApiKey]
+    TierModelChoiceField = forms.ModelChoiceField[Tier]
 else:
+    TierModelChoiceField = forms.ModelChoiceField
     AccountModelForm = TierModelForm = ApiKeyModelForm = forms.ModelForm
 
 HOUR = 3600
 GRACE_PERIODS = {
-    0: "0: the old key stops immediately",
+    0: "0 seconds: it stops immediately",
     HOUR: "1 hour",
     24 * HOUR: "24 hours",
     7 * 24 * HOUR: "7 days",
     30 * 24 * HOUR: "30 days",
 }
 NEVER, CUSTOM = "never", "custom"
+#: Labels and help of limits, in place of the models' own.
+LIMIT_LABELS = {
+    "monthly_cost_budget": "Monthly budget in US dollars",
+    "monthly_token_budget": "Monthly budget in tokens",
+    **{f"{name}_override": name.replace("_", " ").capitalize() for name in RATE_FIELDS},
+}
+LIMIT_HELP = {
+    **dict.fromkeys(BUDGET_FIELDS, "Per calendar month (UTC). Leave empty for no budget."),
+    **dict.fromkeys(RATE_FIELDS[:2], "In any 60 seconds. Leave empty for no limit."),
+    "concurrent_requests": "In progress at the same time. Leave empty for no limit.",
+    "max_keys": "The most usable keys at the same time. Leave empty for no limit.",
+    **{f"{name}_override": "Leave empty for the tier's limit." for name in RATE_FIELDS},
+}
 #: When a new key expires: a number of days from now, or one of the above.
 EXPIRIES = {"30": "30 days", "90": "90 days", "365": "1 year", NEVER: "Never", CUSTOM: "Custom date"}
 
@@ -84,6 +99,20 @@ class AccountForm(AccountModelForm):
     class Meta:
         model = Account
         fields = "__all__"  # the admin's fieldsets choose
+        labels: ClassVar[dict[str, str]] = {
+            "contact": "Contact e-mail",
+            "max_keys": "Maximum number of keys",
+            **LIMIT_LABELS,
+        }
+        help_texts: ClassVar[dict[str, str]] = {
+            "display_name": "Shown in the admin, such as Acme Corp.",
+            "name": "Its name in the API, in records and in URLs. Leave empty to make it from the name.",
+            "contact": "Budget alerts are sent to this e-mail address.",
+            "logs_content": "Keep prompts and answers for CONTENT_RETENTION_HOURS. Only users with the permission to "
+            "view request contents can read them.",
+            "metadata": "Your own data about the account, as a JSON object.",
+            **LIMIT_HELP,
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,11 +132,32 @@ class AccountForm(AccountModelForm):
 class TierForm(TierModelForm):
     """The form of a tier."""
 
-    models = LinesField(validators=[validate_model_names], help_text="Public names, one per line. Empty: every model.")
+    models = LinesField(
+        validators=[validate_model_names], help_text="One name per line. Leave empty to allow every model."
+    )
 
     class Meta:
         model = Tier
         fields = "__all__"  # the admin's fieldsets choose
+        labels: ClassVar[dict[str, str]] = {
+            "cache_enabled": "Cache answers",
+            "cache_any_temperature": "Cache answers at any temperature",
+        }
+        help_texts: ClassVar[dict[str, str]] = {
+            "cache_enabled": "",
+            "cache_any_temperature": "For /v1, where otherwise only answers at temperature 0 are cached.",
+            "max_output_tokens": "The longest answer that a request gets.",
+            **LIMIT_HELP,
+        }
+
+
+class TierChoiceField(TierModelChoiceField):
+    """A choice of a tier, with its request limit."""
+
+    def label_from_instance(self, tier: Tier) -> str:
+        """Return the tier's name and limit."""
+        limit = tier.requests_per_minute
+        return f"{tier} ({'no request limit' if limit is None else f'{limit:,} requests/min'})"
 
 
 class ApiKeyForm(ApiKeyModelForm):
@@ -117,21 +167,27 @@ class ApiKeyForm(ApiKeyModelForm):
         required=False,
         choices=[(scope, scope) for scope in SCOPES],
         widget=UnfoldAdminCheckboxSelectMultipleWidget,
-        help_text="None selected: all but keys:manage, which lets the key create and revoke keys of its account.",
+        help_text="Select none to allow all but keys:manage, which lets a key create and revoke keys of its account.",
     )
     models = LinesField(
-        validators=[validate_model_names], help_text="Public names, one per line. Empty: every model of the tier."
+        validators=[validate_model_names], help_text="One name per line. Leave empty to allow every model of the tier."
     )
     allowed_ips = LinesField(
         label="Allowed IPs",
         validators=[validate_networks],
-        help_text="Addresses or networks, one per line, such as 192.0.2.7 or 2001:db8::/32. Empty: anywhere.",
+        help_text="Addresses or networks, one per line, such as 192.0.2.7 or 2001:db8::/32. Leave empty to allow any.",
     )
 
     class Meta:
         model = ApiKey
         fields = "__all__"  # the admin's fieldsets choose
-        help_texts = {"expires_at": "UTC. Empty: never."}
+        labels: ClassVar[dict[str, str]] = LIMIT_LABELS
+        help_texts: ClassVar[dict[str, str]] = {
+            "name": "Unique in its account, such as the program that uses the key.",
+            "expires_at": "UTC. Leave empty for a key that never expires.",
+            "overrides_until": "UTC. When the overrides end. Leave empty for overrides that never end.",
+            **LIMIT_HELP,
+        }
 
     def _post_clean(self) -> None:
         """Check the account's `max_keys` as well, so that the form shows the error."""

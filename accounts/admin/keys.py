@@ -38,15 +38,24 @@ from accounts.admin.base import (
     is_confirmed,
     link,
     page,
+    relative,
 )
-from accounts.admin.forms import CUSTOM, ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, NewKeyForm, RotationForm
+from accounts.admin.forms import (
+    CUSTOM,
+    ApiKeyForm,
+    ModelBudgetInline,
+    ModelBudgetsAdmin,
+    NewKeyForm,
+    RotationForm,
+    TierChoiceField,
+)
 from accounts.admin.lists import TextFilter
 from accounts.explain import explain_key
 from accounts.keys import SHOWN_PREFIX
 from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_made_by
-from core.formats import quantity, utc_text
+from core.formats import NOTHING, price_text, quantity, utc_text
 from core.network import parse_address
 from core.redaction import PREFIX
 
@@ -101,7 +110,7 @@ class AccountFilter(TextFilter):
 
     title = "account"
     parameter_name = "account"
-    placeholder = "its name"
+    placeholder = "account's slug"
     lookup = "account__name"
 
 
@@ -110,7 +119,7 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     """The admin of keys."""
 
     form = ApiKeyForm
-    list_display = ("name", "account_link", "tier", "masked", "state", "last_used")
+    list_display = ("name", "account_link", "tier", "masked", "state", "expires", "last_used")
     list_filter = (StateFilter, "tier", AccountFilter)
     list_select_related = ("account", "tier")
     search_fields = ("prefix", "name")
@@ -119,21 +128,25 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     inlines = (ModelBudgetInline,)
     state = column("state", shown_state, label=STATE_BADGES)
     masked = column("key", lambda key: key.masked)
-    last_used = column("last used", lambda key: utc_text(key.last_used_at), ordering="last_used_at")
+    expires = column("expires", lambda key: relative(key.expires_at), ordering="expires_at")
+    last_used = column("last used", lambda key: relative(key.last_used_at), ordering="last_used_at")
     account_link = column("account", lambda key: link(key.account), ordering="account__name")
-    created = column("created", lambda key: utc_text(key.created_at))
-    replaced_by = column("replaced by", lambda key: link(key.successor) if key.successor else "—")
+    created = column("created", lambda key: relative(key.created_at))
+    replaced_by = column("replaced by", lambda key: link(key.successor) if key.successor else NOTHING)
     #: The key that created it through /keys, whose limits apply to it too.
-    made_by = column("made by", lambda key: link(key.maker) if key.maker else "an operator")
+    made_by = column("created by", lambda key: link(key.maker) if key.maker else "an operator")
     actions = ("revoke_selected",)
     actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
-        ("Access", {"fields": ("scopes", "models", "allowed_ips")}),
-        ("Monthly budgets of this key", {"fields": BUDGET_FIELDS}),
-        ("Overrides of the tier's limits", {"fields": (*OVERRIDE_FIELDS, "overrides_until")}),
+        ("Budget of this key", {"fields": (BUDGET_FIELDS[::-1],)}),
+        ("What the key may do", {"fields": ("scopes", "models", "allowed_ips"), "classes": ("collapse",)}),
+        (
+            "Overrides of the tier's limits",
+            {"fields": (*OVERRIDE_FIELDS, "overrides_until"), "classes": ("collapse",)},
+        ),
     )
     add_fieldsets: ClassVar[Fieldsets] = (
-        (None, {"fields": ("account", "tier", "name", "expires", "expires_at")}),
+        (None, {"fields": ("account", "name", "tier", "expires", "expires_at")}),
         *settings_fieldsets,
     )
     # Only the page of a new key has the field `expires`.
@@ -142,13 +155,18 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     }
     fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": IDENTITY_FIELDS}),
-        ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),
+        ("Settings", {"fields": ("account", "name", "tier", "expires_at")}),
         *settings_fieldsets,
     )
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         """Return the form, for a new key the one with usual times of expiry."""
         return super().get_form(request, obj, change=change, **({} if obj else {"form": NewKeyForm}), **kwargs)
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Offer tiers with their limits."""
+        choice = {"form_class": TierChoiceField} if db_field.name == "tier" else {}
+        return super().formfield_for_foreignkey(db_field, request, **choice, **kwargs)
 
     def get_urls(self) -> list[Any]:
         """Add the page that shows a new key once."""
@@ -225,14 +243,24 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         if not sealed or len(sealed) != len(pad) or not set(pad) <= set(hexdigits):
             messages.warning(request, "A new key is shown only once. If you did not copy it, rotate the key.")
             return HttpResponseRedirect(change_url(key))
-        facts = [("Account", str(key.account)), ("Tier", key.tier.name), ("Name", key.name)]
-        facts += [
-            ("Replaces", f"{each}, which works until {utc_text(each.revoked_at)}") for each in key.predecessors.all()
+        tokens, cost = key.monthly_token_budget, key.monthly_cost_budget
+        budget = [] if cost is None else [price_text(cost)]
+        budget += [] if tokens is None else [f"{tokens:,} tokens"]
+        facts = [
+            ("Account", str(key.account)),
+            ("Name", key.name),
+            ("Tier", key.tier.name),
+            ("Expires", utc_text(key.expires_at)),
+            ("Monthly budget", " and ".join(budget) or "none"),
+            *(
+                ("Replaces", f"{each}, which works until {utc_text(each.revoked_at)}")
+                for each in key.predecessors.all()
+            ),
         ]
         context = {
             "plain": _combine(bytes.fromhex(sealed), bytes.fromhex(pad)).decode(),
             "facts": facts,
-            "chat_url": request.build_absolute_uri("/chat"),
+            "url": request.build_absolute_uri("/chat"),
             "key_url": change_url(key),
         }
         response = page(self, request, "admin/accounts/apikey/issued.html", f"New API key {key.name}", context)
@@ -248,12 +276,9 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         explained = explain_key(key, address=address if address and is_address else None)
         context = {
             "explained": explained,
-            "headings": ("Limit", "Value", "Used", "Left", "Resets", "Where it comes from"),
+            "headings": ("Limit", "Value", "Used", "Left", "Resets", "Set by"),
             "rows": [
-                (
-                    f"{each.name.replace('_', ' ')}{' (US dollars)' if each.is_money else ''}, {each.whose}",
-                    (*each.cells("unlimited", "—", "—"), each.source),
-                )
+                (f"{each.title} ({each.owner.split()[0]})", (*each.cells("no limit", NOTHING, NOTHING), each.source))
                 for each in explained.limits
             ],
             "address": address,
@@ -271,8 +296,8 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
             question = Confirmation(
                 title=f"Rotate key {key.name}",
                 consequences=[
-                    "A new key with the same settings is made and shown once.",
-                    "The old key stops when its time is over; revoke it earlier if it has leaked.",
+                    "A new key with the same settings is created and shown once.",
+                    "The old key stops working at the end of the period. If it has leaked, revoke it instead.",
                 ],
                 submit="Rotate key",
                 affected=[_key_line(key)],
@@ -312,13 +337,13 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         """Show when the key was revoked, or will be at the end of its grace period."""
         if key.revoked_at is not None and key.revoked_at > timezone.now():
             return f"will be at {utc_text(key.revoked_at)}"
-        return utc_text(key.revoked_at)
+        return utc_text(key.revoked_at, NOTHING)
 
-    @display(description="usable keys made by it")
+    @display(description="usable keys that it created")
     def made(self, key: ApiKey) -> str | SafeString:
         """Link to the usable keys, of any generation, that it created and that its limits apply to."""
         made = api_keys_made_by([key], at=timezone.now())
-        return format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED])) + _more(made) if made else "—"
+        return format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED])) + _more(made) if made else NOTHING
 
     def _revoke(
         self, request: HttpRequest, keys: list[ApiKey], *, cancel_url: str, hidden: dict[str, list[str]]
@@ -327,7 +352,7 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         if is_confirmed(request):
             stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)
             done = f"{quantity(stopped, 'key')} revoked: refused everywhere within a second."
-            messages.success(request, done if stopped else "Nothing to revoke.")
+            messages.success(request, done if stopped else "Already revoked.")
             return None
         accounts = {key.account.name for key in keys}
         owners = f"account {accounts.pop()}" if len(accounts) == 1 else f"{len(accounts)} accounts"
@@ -338,7 +363,7 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         ]
         if made := api_keys_made_by(keys, at=timezone.now()):
             names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
-            consequences.append(f"Keys made by {these} go on working, under the same limits as before: {names}.")
+            consequences.append(f"Keys created by {these} keep working, under the same limits as before: {names}.")
         question = Confirmation(
             title=f"Revoke {quantity(len(keys), 'key')}?",
             consequences=consequences,

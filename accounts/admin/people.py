@@ -10,23 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlencode
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
 from django.urls import path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminRadioSelectWidget
 
-from accounts.admin.base import AuditedAdmin, action, actor_of, column, display, found
+from accounts.admin.base import LINK, AuditedAdmin, action, actor_of, column, display, found
 from accounts.admin.invitations import InvitationView, invitation_page
 from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 else:
     GroupBase, UserBase = DjangoGroupAdmin, DjangoUserAdmin
 
+VERBS = ("view", "add", "change", "delete")
 POWERS = ("is_superuser", "is_staff", "groups", "user_permissions")
 
 
@@ -59,10 +64,14 @@ class RelationsAuditedAdmin(AuditedAdmin):
 
 admin.site.unregister(User)
 admin.site.unregister(Group)
+#: The names of their pages, as in the menu.
+User._meta.verbose_name_plural, Group._meta.verbose_name_plural = "staff", "roles"
 
 
 ADMINISTRATOR = "administrator"
-INVITED, CUSTOM = "false", "custom"
+INVITED, SET_HERE, CUSTOM = "false", "true", "custom"
+#: The role of a new user unless another is chosen.
+LEAST = "Viewer"
 
 
 class NewUserForm(UserCreationForm):  # type: ignore[misc]  # unfold is untyped
@@ -70,11 +79,11 @@ class NewUserForm(UserCreationForm):  # type: ignore[misc]  # unfold is untyped
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        ways = [(INVITED, "Invite: the user chooses it"), ("true", "Set it here")]
+        ways = [(INVITED, "The user chooses it, by an invitation"), (SET_HERE, "Set it here")]
         self.fields["usable_password"].label = "Password"
         self.fields["usable_password"].help_text = ""
         self.fields["usable_password"].choices = ways
-        self.fields["usable_password"].initial = INVITED
+        self.fields["usable_password"].initial = INVITED if settings.EMAIL_URL else SET_HERE
 
 
 class RoleForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's is not generic at run time
@@ -94,14 +103,16 @@ class RoleForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's is not ge
         all_of_it = (ADMINISTRATOR, "Administrator: everything, staff and roles too")
         self.fields["role"].choices = [("", "None"), *named, all_of_it, *several]  # type: ignore[attr-defined]
         of_group = CUSTOM if several else str(groups[0].pk) if groups else ""
-        self.fields["role"].initial = ADMINISTRATOR if user.is_superuser else of_group
+        self.current_role = ADMINISTRATOR if user.is_superuser else of_group
+        least = "" if user.pk else next((pk for pk, text in named if text == _role_text(LEAST)), "")
+        self.fields["role"].initial = self.current_role or least
 
     @property
     def _chosen(self) -> str | None:
         """The role if it was changed, else None."""
         role = self.cleaned_data.get("role", "")
         is_offered = "role" in self.data and role != CUSTOM
-        return role if is_offered and role != self.fields["role"].initial else None
+        return role if is_offered and role != self.current_role else None
 
     def _post_clean(self) -> None:
         """Make an administrator a superuser, and let only those who have a role into the admin."""
@@ -138,7 +149,7 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
     actions_detail = ("invite",)
     conditional_fields: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("password1", "password2"), "usable_password == 'true'"
+        ("password1", "password2"), f"usable_password == '{SET_HERE}'"
     )
     add_form_template = "admin/change_form.html"
     add_fieldsets = (
@@ -215,7 +226,36 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
 
 @admin.register(Group)
 class GroupAdmin(GroupBase, RelationsAuditedAdmin):
-    """The admin of groups."""
+    """The admin of groups, which are the roles of staff."""
+
+    list_display = ("name", "purpose", "members")
+    add_fieldsets = ((None, {"fields": ("name", "permissions")}),)
+    fieldsets = (
+        (None, {"fields": ("name", "powers")}),
+        ("Change permissions", {"fields": ("permissions",), "classes": ("collapse",)}),
+    )
+    readonly_fields = ("powers",)
+    purpose = column("purpose", lambda group: ROLES[group.name][0] if group.name in ROLES else NOTHING)
+    members = column("staff", lambda group: group.member_count, ordering="member_count")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Count the users of each role in the same query."""
+        counted: QuerySet[Any] = super().get_queryset(request).annotate(member_count=Count("user"))
+        return counted
+
+    @display(description="what it may do")
+    def powers(self, group: Group) -> SafeString:
+        """Show the permissions as a table: a row for each kind of object, a column for each verb, and the others."""
+        verbs: dict[Any, set[str]] = {model: set() for model in self.admin_site._registry}
+        for permission in group.permissions.select_related("content_type"):
+            kind = permission.content_type
+            verbs.setdefault(kind.model_class(), set()).add(permission.codename.removesuffix(f"_{kind.model}"))
+        rows = [
+            (capfirst(str(model._meta.verbose_name_plural)), [verb in held for verb in VERBS], sorted(held - {*VERBS}))
+            for model, held in sorted(verbs.items(), key=lambda item: str(item[0]))
+            if model
+        ]
+        return render_to_string("admin/auth/group/powers.html", {"verbs": VERBS, "rows": rows})
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Reserve groups for superusers: deleting one removes permissions, too."""
@@ -251,16 +291,22 @@ def _is_superuser(request: HttpRequest) -> bool:
 
 ACTIONS = (
     "created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "exported", "password",
-    "invited",
+    "invited", "tested",
 )  # fmt: skip
 #: How many changed fields the list shows.
 NAMED_FIELDS = 4
 
 
+def actor_link(entry: AuditEntry) -> SafeString:
+    """Return the actor of an audit entry with a link to all its changes."""
+    url = f"{reverse('admin:accounts_auditentry_changelist')}?{urlencode({'who': entry.actor})}"
+    return format_html(LINK, url, entry.by)
+
+
 class ActorFilter(TextFilter):
     """Filter entries by actor."""
 
-    title = "who"
+    title = "by"
     parameter_name = "who"
     placeholder = "admin:NAME, key:ACCOUNT/NAME"
     lookup = "actor__icontains"
@@ -295,12 +341,24 @@ class TargetFilter(FieldFilter):
 class AuditEntryAdmin(KeysetAdmin):
     """The audit log, read-only."""
 
-    list_display = ("when", "actor", "action", "target_type", "target", "fields_changed")
+    list_display = ("when", "by", "action", "kind", "object_link", "fields_changed")
     list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
-    when = column("when", lambda entry: utc_text(entry.at))
-    fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changed")
+    when = column("when", lambda entry: format_html('<span class="whitespace-nowrap">{}</span>', utc_text(entry.at)))
+    kind = column("kind", lambda entry: entry.target_type)
+    by = column("by", actor_link)
+    fields = readonly_fields = ("when", "by", "action", "kind", "object_link", "changed")
+
+    @display(description="object")
+    def object_link(self, entry: AuditEntry) -> str:
+        """Show the name of the object, with a link unless it was deleted."""
+        kinds = {str(model._meta.verbose_name): model._meta for model in self.admin_site._registry}
+        kind = kinds.get(entry.target_type)
+        if kind is None or not entry.target_id or entry.action == "deleted":
+            return entry.target
+        url = reverse(f"admin:{kind.app_label}_{kind.model_name}_change", args=[entry.target_id])
+        return format_html(LINK, url, entry.target)
 
     @display(description="what changed")
     def fields_changed(self, entry: AuditEntry) -> str:

@@ -316,7 +316,7 @@ class Migration(migrations.Migration):
                 ("after", models.JSONField(default=dict)),
             ],
             options={
-                "verbose_name_plural": "audit entries",
+                "verbose_name_plural": "audit log",
                 "ordering": ["-at", "-id"],
                 "indexes": [models.Index(fields=["target_type", "target_id"], name="audit_target")],
             },

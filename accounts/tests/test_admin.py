@@ -65,7 +65,8 @@ def page_of(client: Client, url: str, **parameters: str) -> str:
 
 
 def test_it_shows_a_new_key_once_and_keeps_it_nowhere(admin_site: Client) -> None:
-    shown_at = add(admin_site, make_account()).headers["Location"]
+    budget = {"monthly_token_budget": "1000", "monthly_cost_budget": "2.50"}
+    shown_at = add(admin_site, make_account(), **budget).headers["Location"]
     before = stored_text() + str(dict(admin_site.session.items()))
     cookies_before = "".join(cookie.value for cookie in admin_site.cookies.values())
     stranger = logged_in(make_staff("accounts.view_apikey"))
@@ -74,7 +75,8 @@ def test_it_shows_a_new_key_once_and_keeps_it_nowhere(admin_site: Client) -> Non
     plain = issued_in(response)
     assert secret_part(plain) not in before + cookies_before + shown_at
     assert "A new key is shown only once" in admin_site.get(shown_at, follow=True).content.decode()
-    assert "it will not be shown again" in response.content.decode()
+    page = response.content.decode()
+    assert all(text in page for text in ("it will not be shown again", "Expires", "$2.50 and 1,000 tokens", "/chat"))
     assert "no-store" in response.headers["Cache-Control"]
     assert key_cache.find(plain)
     assert (latest().actor, latest().action, latest().target_type) == ("admin:root", "created", "API key")
@@ -136,7 +138,7 @@ def test_it_offers_usual_times_of_expiry(admin_site: Client, expires: str, days:
         ({"scopes": ["everything"]}, "Select a valid choice"),
         ({"expires_at_0": "2001-01-01", "expires_at_1": "00:00"}, "This time is in the past"),
         ({"requests_per_minute_override": "0"}, "greater than or equal to 1"),
-        ({}, "Account acme already has 1 usable keys"),
+        ({}, "Account acme has its maximum of usable keys (1)"),
     ],
 )
 def test_it_says_what_is_wrong_with_a_new_key(admin_site: Client, changes: dict[str, Any], message: str) -> None:
@@ -251,7 +253,7 @@ def test_it_tests_a_key_and_changes_nothing(admin_site: Client, cast: Cast) -> N
         assert url in page_of(admin_site, f"{KEYS}{key.pk}/change/")
         shown = page_of(admin_site, url)
         texts = ["would be admitted now"] if who == "owner" else ["would be refused now", "invalid_api_key"]
-        assert not [text for text in [*texts, "requests per minute, key", "tier free"] if text not in shown]
+        assert not [text for text in [*texts, "Requests in the last minute (key)", "tier free"] if text not in shown]
         assert secret_part(cast.owner.plain) not in shown
     assert AuditEntry.objects.count() == before
     cast.owner.key.refresh_from_db()

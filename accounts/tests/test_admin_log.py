@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -33,12 +34,13 @@ def test_it_changes_nothing(admin_site: Client) -> None:
 
 
 def test_it_shows_before_and_after(admin_site: Client) -> None:
-    account = make_account("acme", contact="old@acme.test")
-    account.contact = "<new>@acme.test"
-    audit.audited_save(account, actor="admin:root")
+    account = make_account("acme", contact="old@acme.test", monthly_cost_budget=Decimal(25))
+    account.contact, account.monthly_cost_budget, account.is_active = "<new>@acme.test", None, False
+    audit.audited_save(account, actor="key:acme/ci")
     page = admin_site.get(f"{LOG}{AuditEntry.objects.latest('pk').pk}/change/").content.decode()
     assert "old@acme.test" in page
     assert "&lt;new&gt;@acme.test" in page
+    assert all(text in page for text in (">$25.00<", ">yes<", ">no<", '?who=key%3Aacme%2Fci">key acme/ci</a>'))
 
 
 def test_it_filters(admin_site: Client) -> None:

@@ -14,6 +14,7 @@ from pytest_django import Settings
 from accounts.models import AuditEntry
 from accounts.roles import ROLES, roles_ensure
 from accounts.tests.factories import PASSWORD, latest, logged_in, make_admin, make_staff, stored_text
+from core.formats import NOTHING
 
 pytestmark = pytest.mark.django_db
 
@@ -117,9 +118,29 @@ def test_it_makes_the_roles_once_and_leaves_them_to_superusers() -> None:
     assert (support.permissions.count(), AuditEntry.objects.count()) == (0, entries)
 
 
+def checked(client: Client, url: str) -> dict[str, str]:
+    """Return the radio buttons that a page shows as chosen."""
+    page = client.get(url).content.decode()
+    return dict(re.findall(r'<input type="radio" name="([^"]+)" value="([^"]*)"[^>]* checked[ >]', page))
+
+
+def test_a_role_s_page_says_what_it_may_do(admin_site: Client) -> None:
+    roles_ensure(actor="command:bootstrap")
+    page = admin_site.get(f"{GROUPS}{Group.objects.get(name='Operator').pk}/change/").content.decode()
+    rows = {
+        cells[0]: cells[1:]
+        for cells in re.findall(r"<tr[^>]*><th[^>]*>([^<]+)</th>" + "<td[^>]*>([^<]*)</td>" * 5, page)
+    }
+    assert rows["Requests"] == ("yes", NOTHING, NOTHING, NOTHING, "export")
+    assert rows["Accounts"] == ("yes", "yes", "yes", "yes", "")
+    assert rows["Staff"] == ("yes", NOTHING, NOTHING, NOTHING, "")
+    assert "usage reports, statements, prices and budgets; no requests" in admin_site.get(GROUPS).content.decode()
+
+
 def test_it_gives_a_role_by_one_choice(admin_site: Client) -> None:
     roles_ensure(actor="command:bootstrap")
     groups = {group.name: str(group.pk) for group in Group.objects.all()}
+    assert checked(admin_site, f"{USERS}add/") == {"usable_password": "true", "role": groups["Viewer"]}
     new = {"username": "ada", "email": "", "usable_password": "false", "role": groups["Support"]}
     response = admin_site.post(f"{USERS}add/", new)
     ada = User.objects.get(username="ada")
@@ -127,8 +148,9 @@ def test_it_gives_a_role_by_one_choice(admin_site: Client) -> None:
     assert (ada.is_staff, ada.is_superuser, ada.has_usable_password()) == (True, False, False)
     assert [group.name for group in ada.groups.all()] == ["Support"]
     assert latest().after["groups"] == ["Support"]
-    page = admin_site.get(f"{USERS}{ada.pk}/change/").content.decode()
-    assert re.search(rf'<input[^>]*name="role"[^>]*value="{groups["Support"]}"[^>]*checked', page)
+    assert checked(admin_site, f"{USERS}{ada.pk}/change/") == {"role": groups["Support"]}
+    admin_site.post(f"{USERS}add/", {**new, "username": "eve", "role": groups["Viewer"]})
+    assert [group.name for group in User.objects.get(username="eve").groups.all()] == ["Viewer"]
     url = f"{USERS}{ada.pk}/change/"
     for role, expected in ((groups["Finance"], (["Finance"], False)), ("administrator", ([], True)), ("", ([], False))):
         admin_site.post(url, form(User.objects.get(pk=ada.pk), role=role))

@@ -76,7 +76,7 @@ def test_it_judges_an_address_if_it_is_given_one() -> None:
     assert codes(explain(issued, address="192.0.2.99")) == [(403, "address_denied")]
     unasked = explain(issued)
     assert unasked.admitted
-    assert "restricted to addresses" in unasked.notes[0]
+    assert "certain addresses only" in unasked.notes[0]
 
 
 def test_it_says_until_when_a_replaced_key_works(cast: Cast) -> None:
@@ -102,7 +102,7 @@ def test_it_says_which_limit_is_full(limit: dict[str, Any], code: str, use: dict
     spend(issued, **use)
     explained = explain(issued)
     assert codes(explained) == [(429, code)]
-    assert "of the key is full" in explained.reasons[0].text
+    assert "A limit of the key is reached" in explained.reasons[0].text
 
 
 def test_it_says_when_a_cap_of_the_account_is_full() -> None:
@@ -110,7 +110,7 @@ def test_it_says_when_a_cap_of_the_account_is_full() -> None:
     first, second = make_key(account=account), make_key(account=account)
     spend(first, requests=1)
     explained = explain(second)
-    assert "of the account is full: 1 of 1" in explained.reasons[0].text
+    assert explained.reasons[0].text == "A limit of the account is reached: requests in the last minute, 1 of 1."
     assert limit_of(explained, "account", "requests_per_minute")["source"] == f"account {account.name}"
 
 

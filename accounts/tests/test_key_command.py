@@ -145,4 +145,4 @@ def test_it_makes_no_more_keys_than_an_account_may_have_when_processes_compete(
     started = [manage(env, *key, f"n{number}") for number in range(3)]
     outcomes: list[Any] = [(process.communicate()[1].decode(), process.returncode) for process in started]
     assert sum(status == 0 for _, status in outcomes) == 2, outcomes
-    assert all("already has 2 usable keys" in error for error, status in outcomes if status)
+    assert all("has its maximum of usable keys (2)" in error for error, status in outcomes if status)

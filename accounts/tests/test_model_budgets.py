@@ -189,7 +189,7 @@ class TestTelling:
         explained = explain_key(cast.owner.key)
         assert explained.admitted, "calls of other models are"
         (note,) = explained.notes
-        assert note.startswith("Calls of gpt would be refused (429 budget_exhausted): monthly_tokens")
+        assert note.startswith("Calls of gpt would be refused (429 budget_exhausted): A limit of the account is")
         row = next(each for each in explained.limits if each.whose == "account model gpt" and each.name == names[0])
         assert (row.source, row.used) == ("account acme", 60)
         assert "account model gpt  monthly_tokens" in explanation_text(explained)
@@ -203,7 +203,7 @@ class TestTelling:
         assert "Tokens this month, gpt" in page
         assert "60 of 80 (75 %)" in page
         page = admin_site.get(f"/admin/accounts/apikey/{key.pk}/test/").content.decode()
-        assert "monthly tokens, key model gpt" in page
+        assert "Tokens this month, gpt (key)" in page
 
 
 @pytest.mark.parametrize("page", ["apikey", "account"])

@@ -42,6 +42,20 @@ def test_it_shows_only_what_a_user_may_see() -> None:
         assert hidden not in page
 
 
+def test_the_menu_a_list_and_its_breadcrumb_have_one_name() -> None:
+    client = logged_in(make_admin())
+    for path, name in (
+        ("accounts/apikey", "API keys"),
+        ("accounts/auditentry", "Audit log"),
+        ("auth/user", "Staff"),
+        ("auth/group", "Roles"),
+        ("monitoring/requestrecord", "Requests"),
+    ):
+        page = shown(client, f"/admin/{path}/")
+        assert f"<title>{name} |" in " ".join(page.split()).replace("<title> ", "<title>"), path
+        assert page.count(f">{name}</a>") == 1, "the breadcrumb"
+
+
 def test_it_counts_open_alerts() -> None:
     client = logged_in(make_admin())
     assert "uppercase min-w-[18px]" not in shown(client, "/admin/accounts/tier/")

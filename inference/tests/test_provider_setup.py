@@ -86,6 +86,8 @@ def test_it_lists_the_models_of_a_provider_with_their_prices(site: Client) -> No
     assert 'name="model-0-is_chosen"' in page
     assert "price unknown" in page
     assert "$0.00 in, $0.00 out" in free
+    entry = AuditEntry.objects.latest("pk")
+    assert (entry.actor, entry.action, entry.after["base_url"]) == ("admin:root", "tested", fake.base_url)
     assert not Provider.objects.exists()
 
 

@@ -186,6 +186,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-admitted_at", "-id"],
+                "verbose_name_plural": "requests",
                 "permissions": [("export_requestrecord", "Can export request records")],
                 "indexes": [
                     models.Index(fields=["admitted_at", "id"], name="record_by_time"),
@@ -290,6 +291,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "verbose_name_plural": "usage totals",
                 "indexes": [models.Index(fields=["account_id", "grain", "start"], name="rollup_account")],
             },
         ),

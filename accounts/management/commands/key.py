@@ -102,7 +102,9 @@ class Command(BaseCommand):
             names = selectors.api_key_list(account=account.name).values_list("name", flat=True)
             if options["name"] in names:
                 others = ", ".join(names)
-                raise CommandError(f"Account {account} already has a key named {options['name']}. Its keys: {others}.")
+                raise CommandError(
+                    f"Account {account.name} already has a key named {options['name']}. Its keys: {others}."
+                )
             key, plain = services.api_key_create(
                 account=account,
                 tier=tier,
@@ -136,9 +138,9 @@ class Command(BaseCommand):
     def revoke(self, options: dict[str, Any]) -> None:
         """Revoke a key; it stops within a second."""
         key = _find_key(options)
-        text = f"{key} of {key.account} was already revoked."
+        text = f"{key} of {key.account.name} was already revoked."
         if services.api_key_revoke(key=key, actor=ACTOR):
-            text = f"Revoked {key} of {key.account}: it is refused everywhere within a second."
+            text = f"Revoked {key} of {key.account.name}: it is refused everywhere within a second."
             if made := selectors.api_keys_made_by([key], at=timezone.now()):
                 names = ", ".join(each.name for each in made)
                 text += f"\nThe keys that it made keep working, under its limits as well: {names}."
@@ -185,7 +187,7 @@ class Command(BaseCommand):
 
 def issued(key: ApiKey, plain: str) -> str:
     """Return the text that shows a new key."""
-    return f"Key {key.name} of {key.account}, tier {key.tier}. It will not be shown again:\n\n  {plain}\n"
+    return f"Key {key.name} of {key.account.name}, tier {key.tier}. It will not be shown again:\n\n  {plain}\n"
 
 
 def describe(key: ApiKey) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def _find_key(options: dict[str, Any]) -> ApiKey:
         if not found:
             raise CommandError("No key has this prefix. See manage.py key list.")
         if len(found) > 1:
-            several = ", ".join(f"{key.account}/{key.name}" for key in found)
+            several = ", ".join(f"{key.account.name}/{key.name}" for key in found)
             raise CommandError(f"Several keys have this prefix: {several}. Use --account and --name.")
         return found[0]
     if not account or not name:
