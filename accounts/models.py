@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 from unicodedata import normalize
@@ -316,28 +317,21 @@ class AuditEntry(models.Model):
 
 
 def _shown(values: dict[str, Any], name: str) -> str:
+    """Return a value of an entry for people: money as $25.00, a time as on other pages."""
     value = values.get(name)
     if value is None or value in ("", [], {}):
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return _shown_text(value)
+        if MONEY.fullmatch(value):
+            return price_text(Decimal(value))
+        with suppress(ValueError):
+            return utc_text(parse_datetime(value)) if TIME.match(value) else value
+        return value
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
-
-
-def _shown_text(value: str) -> str:
-    """Return a text as it is; an amount of money as $25.00, and a time as the other pages show it."""
-    if MONEY.fullmatch(value):
-        return price_text(Decimal(value))
-    if not TIME.match(value):
-        return value
-    try:
-        return utc_text(parse_datetime(value))
-    except ValueError:
-        return value
 
 
 class IdempotentAnswer(models.Model):

@@ -54,7 +54,8 @@ LIMIT_HELP = {
     **dict.fromkeys(BUDGET_FIELDS, "Per calendar month (UTC). Leave empty for no budget."),
     **dict.fromkeys(RATE_FIELDS[:2], "In any 60 seconds. Leave empty for no limit."),
     "concurrent_requests": "In progress at the same time. Leave empty for no limit.",
-    "max_keys": "The most usable keys at the same time. Leave empty for no limit.",
+    "max_keys": "The most usable keys. Leave empty for no limit.",
+    "max_output_tokens": "The longest answer that a request gets.",
     **{f"{name}_override": "Leave empty for the tier's limit." for name in RATE_FIELDS},
 }
 #: When a new key expires: a number of days from now, or one of the above.
@@ -99,18 +100,10 @@ class AccountForm(AccountModelForm):
     class Meta:
         model = Account
         fields = "__all__"  # the admin's fieldsets choose
-        labels: ClassVar[dict[str, str]] = {
-            "contact": "Contact e-mail",
-            "max_keys": "Maximum number of keys",
-            **LIMIT_LABELS,
-        }
+        labels: ClassVar[dict[str, str]] = {"contact": "Contact e-mail", **LIMIT_LABELS}
         help_texts: ClassVar[dict[str, str]] = {
-            "display_name": "Shown in the admin, such as Acme Corp.",
-            "name": "Its name in the API, in records and in URLs. Leave empty to make it from the name.",
-            "contact": "Budget alerts are sent to this e-mail address.",
-            "logs_content": "Keep prompts and answers for CONTENT_RETENTION_HOURS. Only users with the permission to "
-            "view request contents can read them.",
-            "metadata": "Your own data about the account, as a JSON object.",
+            "name": "The name in the API, records and URLs. Leave empty to make it from the name.",
+            "contact": "Budget alerts are sent to this address.",
             **LIMIT_HELP,
         }
 
@@ -139,16 +132,7 @@ class TierForm(TierModelForm):
     class Meta:
         model = Tier
         fields = "__all__"  # the admin's fieldsets choose
-        labels: ClassVar[dict[str, str]] = {
-            "cache_enabled": "Cache answers",
-            "cache_any_temperature": "Cache answers at any temperature",
-        }
-        help_texts: ClassVar[dict[str, str]] = {
-            "cache_enabled": "",
-            "cache_any_temperature": "For /v1, where otherwise only answers at temperature 0 are cached.",
-            "max_output_tokens": "The longest answer that a request gets.",
-            **LIMIT_HELP,
-        }
+        help_texts: ClassVar[dict[str, str]] = LIMIT_HELP
 
 
 class TierChoiceField(TierModelChoiceField):
@@ -185,7 +169,7 @@ class ApiKeyForm(ApiKeyModelForm):
         help_texts: ClassVar[dict[str, str]] = {
             "name": "Unique in its account, such as the program that uses the key.",
             "expires_at": "UTC. Leave empty for a key that never expires.",
-            "overrides_until": "UTC. When the overrides end. Leave empty for overrides that never end.",
+            "overrides_until": "UTC. Leave empty if the overrides never end.",
             **LIMIT_HELP,
         }
 
