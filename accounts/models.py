@@ -301,7 +301,7 @@ class AuditEntry(models.Model):
         indexes = [models.Index(fields=["target_type", "target_id"], name="audit_target")]
 
     def __str__(self) -> str:
-        return f"{self.actor} {self.action} {self.target_type} {self.target}"
+        return f"{self.by} {self.action} {self.target_type} {self.target}"
 
     @property
     def by(self) -> str:
