@@ -84,7 +84,7 @@ class InvalidRequest(ApiError):
 
     status, code, message = 400, "invalid_request", "Invalid request."
     cause = "A field is missing, unknown, of the wrong type or out of bounds."
-    remedy = "Correct the field that the answer names."
+    remedy = "Correct the field that the error names."
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class ScopeDenied(PermissionDenied):
     """The key lacks the scope of the endpoint."""
 
     code, message = "scope_denied", "This API key may not use this endpoint."
-    cause = "The key lacks the scope for this."
+    cause = "The key lacks the scope of this endpoint."
     remedy = "Use another key, or have its scopes extended."
 
 
@@ -252,8 +252,8 @@ class LimitExceeded(ApiError):
 class RateLimited(LimitExceeded):
     """Too many requests in the last minute."""
 
-    cause = "The requests of the last minute are used up."
-    remedy = "Wait for the seconds of Retry-After."
+    cause = "The limit of requests per minute is reached."
+    remedy = "Wait as many seconds as Retry-After says."
 
     def __init__(self, *, retry_after: int, extra: Mapping[str, Any] | None = None) -> None:
         text = f"Rate limit exceeded. Try again in {retry_after} seconds."
@@ -264,8 +264,8 @@ class TokensLimited(LimitExceeded):
     """Too many tokens in the last minute, running calls included."""
 
     code, message = "tokens_limited", "Token rate limit exceeded."
-    cause = "The tokens of the last minute, running calls included, are used up."
-    remedy = "Wait for the seconds of Retry-After, or ask for fewer tokens."
+    cause = "The limit of tokens per minute is reached; running calls count."
+    remedy = "Wait as many seconds as Retry-After says, or ask for fewer tokens."
 
 
 class ConcurrencyLimited(LimitExceeded):
@@ -273,15 +273,15 @@ class ConcurrencyLimited(LimitExceeded):
 
     code, message = "concurrency_limited", "Too many concurrent requests."
     cause = "Too many calls are running at the same time."
-    remedy = "Wait until one has ended."
+    remedy = "Wait until one ends."
 
 
 class BudgetExhausted(LimitExceeded):
     """The rest of the month's budget doesn't cover this call."""
 
     code, message = "budget_exhausted", "The monthly budget is exhausted."
-    cause = "The rest of the month's budget does not cover this call."
-    remedy = "Wait for the month's end (UTC), or have the budget raised."
+    cause = "What is left of the month's budget does not cover this call."
+    remedy = "Wait until the month ends (UTC), or have the budget raised."
 
 
 class TooManyFailures(LimitExceeded):
@@ -289,13 +289,13 @@ class TooManyFailures(LimitExceeded):
 
     code, message = "too_many_failures", "Too many failed attempts. Try again later."
     cause = "Too many invalid keys came from your address. Valid keys still work."
-    remedy = "Correct the key, and wait for the seconds of Retry-After."
+    remedy = "Correct the key, and wait as many seconds as Retry-After says."
 
 
 class InternalError(ApiError):
     """An unexpected error of the platform; the log has the traceback under the request's id."""
 
-    cause = "An error of the service."
+    cause = "An error in the service."
     remedy = "Report the request id to your operator."
 
 
@@ -304,7 +304,7 @@ class UpstreamFailed(ApiError):
 
     status, code, message = 502, "upstream_failed", "The model provider failed to answer."
     cause = "The model's provider refused the call, broke off or sent an invalid answer."
-    remedy = "Try again; if it lasts, report the request id."
+    remedy = "Try again. If it keeps failing, report the request id."
 
 
 class ContentFiltered(UpstreamFailed):
@@ -320,7 +320,7 @@ class Unavailable(ApiError):
 
     status, code, message = 503, "unavailable", "Temporarily unavailable."
     cause = "The service can't answer now."
-    remedy = "Wait for the seconds of Retry-After."
+    remedy = "Wait as many seconds as Retry-After says."
 
     def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
         self.retry_after = retry_after
@@ -332,7 +332,7 @@ class DependencyUnavailable(Unavailable):
 
     code, message = "dependency_unavailable", "A dependency is temporarily unavailable."
     cause = "A dependency of the service is unavailable."
-    remedy = "Wait for the seconds of Retry-After."
+    remedy = "Wait as many seconds as Retry-After says."
 
 
 class ServiceBusy(Unavailable):
@@ -340,7 +340,7 @@ class ServiceBusy(Unavailable):
 
     code, message = "service_busy", "The service has more requests than it can answer at the moment."
     cause = "The service has more requests than it can answer."
-    remedy = "Wait for the seconds of Retry-After, and longer after each refusal."
+    remedy = "Wait as many seconds as Retry-After says, and longer after each refusal."
 
 
 class UpstreamBusy(Unavailable):
@@ -348,7 +348,7 @@ class UpstreamBusy(Unavailable):
 
     code, message = "upstream_busy", "The model provider has no capacity at the moment."
     cause = "The provider has no capacity for more calls."
-    remedy = "Wait for the seconds of Retry-After."
+    remedy = "Wait as many seconds as Retry-After says."
 
 
 class UpstreamTimeout(ApiError):

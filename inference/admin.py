@@ -33,7 +33,7 @@ from accounts.admin.base import (
     link,
 )
 from accounts.audit import audit_event, audit_record
-from core.formats import count, price_text, utc_text
+from core.formats import NOTHING, count, price_text, utc_text
 from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider
 from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
@@ -57,6 +57,8 @@ Row = Provider | Model | Deployment
 
 class CatalogAdmin(AuditedAdmin):
     """Saves and deletes through the catalog's services; asks before a form switches something off or removes it."""
+
+    empty_value_display = NOTHING
 
     def write(self, instance: Any, *, actor: str) -> None:
         """Save a row."""
@@ -380,7 +382,7 @@ class PriceInline(TabularInline):
 class DeploymentAdmin(CatalogAdmin):
     """Deployments."""
 
-    list_display = ("upstream_name", "model_link", "provider_link", "order", "weight", "price", "breaker", "is_enabled")
+    list_display = ("name", "model_link", "provider_link", "order", "weight", "price", "breaker", "is_enabled")
     list_filter = ("is_enabled", "provider")
     list_select_related = ("model", "provider")
     search_fields = ("upstream_name", "model__public_name", "provider__name")
@@ -411,6 +413,7 @@ class DeploymentAdmin(CatalogAdmin):
             return "no secret"
         return str(deployment.breaker_state)
 
+    name = column("name at the provider", lambda row: row.upstream_name, ordering="upstream_name")
     model_link = column("model", lambda row: link(row.model), ordering="model__public_name")
     provider_link = column("provider", lambda row: link(row.provider), ordering="provider__name")
 
@@ -433,6 +436,11 @@ class PriceAdmin(CatalogAdmin):
     search_fields = ("deployment__upstream_name", "deployment__model__public_name")
     autocomplete_fields = ("deployment",)
     fields = ("deployment", "valid_from", *PRICE_FIELDS)
+    readonly_fields = ("begins", "state", "input", "cached_input", "output")
+
+    def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
+        """Return the form's fields; a price that exists can't be changed, and is shown as text."""
+        return ("deployment", *self.readonly_fields) if obj else self.fields
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""

@@ -75,11 +75,11 @@ REFUSED = "openai/gpt-4o: connection refused"
         ),
         (
             {"status": 429, "error_code": "rate_limited", "latency_ms": 0.4},
-            "429 after 0.4 ms: the requests of the last minute are used up",
+            "429 after 0.4 ms: the limit of requests per minute is reached",
         ),
         (
             {"status": 429, "error_code": "rate_limited", "count": 1234},
-            "1,234 requests got 429: the requests of the last minute are used up",
+            "1,234 requests got 429: the limit of requests per minute is reached",
         ),
         ({"status": 400, "error_code": "context_length_exceeded"}, "400 after 1.00 s: context_length_exceeded"),
         ({"status": 500}, "500 after 1.00 s"),

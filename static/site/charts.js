@@ -109,6 +109,7 @@ export function drawChart(box, chart) {
   const isEmpty = empty !== null && !sets.some(({ values }) => values.some((value) => value || (value === 0 && !isBars)));
   entry.note.replaceChildren(...(isEmpty ? [empty] : note ? [note] : []));
   for (const part of [entry.plot, entry.details]) part.hidden = isEmpty;
+  entry.figure.classList.toggle("bare", isEmpty);
   entry.chart = null;
   if (isEmpty) return;
   const data = { labels, datasets: sets.map((each, index) => dataset(each, index, isBars)) };

@@ -5,7 +5,7 @@ import { count, exactly, exactMoney, milliseconds, money, moment, words } from "
 import { explain } from "./refusals.js";
 import { send } from "./service.js";
 
-const COLUMNS = [{ label: "Time" }, { label: "Status" }, { label: "Model" }, { label: "Key" }, { label: "Tokens", isNumber: true }, { label: "Cost", isNumber: true }, { label: "Time taken", isNumber: true }];
+const COLUMNS = [{ label: "Time" }, { label: "Status" }, { label: "Model" }, { label: "Key" }, { label: "Tokens", isNumber: true }, { label: "Cost", isNumber: true }, { label: "Latency", isNumber: true }];
 const FACTS = {
   id: String,
   label: String,
