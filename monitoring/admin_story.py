@@ -15,7 +15,7 @@ from accounts.admin.base import change_url
 from accounts.limits.types import LIMITS, LimitName
 from accounts.models import Account, ApiKey
 from accounts.selectors import api_key_makers
-from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
+from core.formats import NOTHING, clock_text, exact_money, milliseconds, money, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
 from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, outcome_of
@@ -111,8 +111,7 @@ def _outage(record: RequestRecord, attempts: Sequence[Attempt]) -> str:
     why = f"it kept answering {status}" if status != skipped.cause else f"it failed ({skipped.cause})"
     if then.ended_at is None:
         return f"{skipped.provider} has not been called since {skipped.skipped_since} UTC because {why}. {TEST_IT}"
-    ended = then.ended_at
-    until = f"{ended:%H:%M} UTC" if ended.date() == at.date() else utc_text(ended)
+    until = clock_text(then.ended_at, at)
     told = f"{skipped.provider} was not called from {skipped.skipped_since} to {until} because {why}."
     if alerts.filter(ended_at=None).exists():
         return f"{told} It is failing again now. {TEST_IT}"

@@ -18,17 +18,17 @@ Scheme = Literal["light", "dark"]
 NAME, PASSWORD = "dashboard-operator", "a password for the tests"
 SETUP = f"""
 from accounts.tests.factories import make_admin
-from tests.demo import fill
 make_admin("{NAME}", password="{PASSWORD}")
-fill(2, 600)
 """
 
 
 @pytest.fixture(scope="module")
-def filled(service: Service) -> Service:
-    """Return the platform with an administrator and two days of requests of accounts of their own."""
+def filled(service: Service) -> Iterator[Service]:
+    """Return the platform with an administrator and the product's sample data."""
     service.manage("shell", "-c", SETUP)
-    return service
+    service.manage("demo")
+    yield service
+    service.manage("demo", "--remove")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_it_says_what_to_do_where_there_is_nothing(open_dashboard: Opener, fille
     [(1440, "light", "30d"), (1440, "dark", "1h"), (390, "light", "24h"), (390, "dark", "7d")],
 )
 def test_it_is_flawless(open_dashboard: Opener, filled: Service, width: int, scheme: Scheme, name: str) -> None:
-    watched = open_dashboard(f"?range={name}&account=demo-acme", width=width, scheme=scheme)
+    watched = open_dashboard(f"?range={name}&account=acme-corp", width=width, scheme=scheme)
     expect(watched.page.locator("#dash-charts canvas")).to_have_count(6)
     watched.page.locator("#dash-charts summary").first.click()
     expect(watched.page.locator("#dash-charts table").first).to_be_visible()
@@ -103,13 +103,13 @@ def test_it_filters_by_a_form_and_leads_from_a_figure_to_its_records(open_dashbo
     page = open_dashboard("?range=7d").page
     everything = requests_shown(page)
     page.click("#dash-custom")
-    page.fill("#dash-form [name=account]", "demo-acme")
+    page.fill("#dash-form [name=account]", "acme-corp")
     page.click("#dash-form [type=submit]")
-    expect(page).to_have_url(re.compile(r"/admin/\?range=7d&account=demo-acme$"))
-    expect(page.locator(".dash-filters summary")).to_contain_text("account demo-acme")
+    expect(page).to_have_url(re.compile(r"/admin/\?range=7d&account=acme-corp$"))
+    expect(page.locator(".dash-filters summary")).to_contain_text("account acme-corp")
     assert 0 < requests_shown(page) < everything
     page.click(".dash-tiles a:has-text('Failed')")
-    expect(page).to_have_url(re.compile("account=demo-acme&status=failed"))
+    expect(page).to_have_url(re.compile("account=acme-corp&status=failed"))
     expect(page.locator("#result_list")).to_contain_text("502 upstream_failed")
 
 
@@ -139,9 +139,9 @@ def test_it_keeps_the_choice_not_to_refresh_and_tells_when_the_session_ends(open
 
 
 def test_a_click_on_a_bar_opens_the_log_of_its_time(open_dashboard: Opener) -> None:
-    page = open_dashboard("?range=7d&account=demo-acme").page
+    page = open_dashboard("?range=7d&account=acme-corp").page
     page.locator("#dash-charts canvas").first.click()
-    expect(page).to_have_url(re.compile(r"/requestrecord/\?from=[^&]+Z&until=[^&]+Z&account=demo-acme"))
+    expect(page).to_have_url(re.compile(r"/requestrecord/\?from=[^&]+Z&until=[^&]+Z&account=acme-corp"))
 
 
 def test_setup_is_dismissed_with_a_click(open_dashboard: Opener) -> None:
