@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from accounts.models import Account
 from core.database import release_connections, repeatable_read
-from core.formats import NOTHING, cents, exact_money, known_money, money, percent
+from core.formats import NOTHING, money, percent
 from core.money import NANO_DOLLARS, dollars, nano_dollars
 from monitoring.export import records_within
 from monitoring.forecast import budget_reached_at, cost_pace, cost_paces
@@ -139,41 +139,6 @@ class Line:
     pace: float = 0.0
     models: list[Line] = field(default_factory=list)
     budget: int | None = None
-
-    @property
-    def cost(self) -> int | None:
-        """Return the known cost; None if no part of it is known."""
-        return None if self.now.is_cost_unknown else self.now.cost
-
-    @property
-    def cost_before(self) -> int | None:
-        """Return the known cost of the time before; None if no part of it is known."""
-        return None if self.then.is_cost_unknown else self.then.cost
-
-    @property
-    def shown_cost(self) -> str:
-        """Format the cost: `$1.20`, `at least $1.20`, or `unknown`."""
-        return known_money(self.now.cost, self.now.unpriced)
-
-    @property
-    def exact_cost(self) -> str:
-        """Format the cost with all its decimals."""
-        return known_money(self.now.cost, self.now.unpriced, exact_money)
-
-    @property
-    def cents(self) -> str:
-        """Format the cost for a column of amounts."""
-        return known_money(self.now.cost, self.now.unpriced, cents)
-
-    @property
-    def shown_cost_before(self) -> str:
-        """Format the cost of the time before."""
-        return known_money(self.then.cost, self.then.unpriced)
-
-    @property
-    def exact_cost_before(self) -> str:
-        """Format the cost of the time before with all its decimals."""
-        return known_money(self.then.cost, self.then.unpriced, exact_money)
 
     @property
     def shown_change(self) -> str:
@@ -388,13 +353,10 @@ def csv_rows(period: Period, account_id: int | None = None) -> Iterator[list[lis
 
 
 def _csv_row(account: Line, line: Line) -> list[Any]:
-    def amount(nano: int | None) -> str | None:
-        return None if nano is None else dollars(nano)
-
-    now = line.now
-    change = None if line.change is None else f"{line.change * 100:.1f}"
+    now, change = line.now, None if line.change is None else f"{line.change * 100:.1f}"
+    cost, before = (None if each.is_cost_unknown else dollars(each.cost) for each in (now, line.then))
     return [
         *(account.name, line.name, now.requests, now.input_tokens, now.cached_tokens, now.output_tokens),
-        *(amount(line.cost), now.unpriced, amount(now.saved_cost), amount(line.cost_before), change),
-        amount(line.forecast),
+        *(cost, now.unpriced, dollars(now.saved_cost), before, change),
+        None if line.forecast is None else dollars(line.forecast),
     ]

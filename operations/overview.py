@@ -202,7 +202,7 @@ class Overview:
         }
         total, parts = self.total, [self.daily.get(day, Figures()) for day in days]
         asked = f"{count(total.requests)} requests, {count(total.failed)} failed."
-        paid = f"{known_money(total.cost, total.unpriced).capitalize()} in total."
+        paid = f"{total.shown_cost.capitalize()} in total."
         costs = [{"name": "cost", "values": [part.cost / NANO_DOLLARS for part in parts]}]
         charts = [
             chart("cost", f"Cost, last {DAYS} days", "US dollars per day", costs, paid, "money"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from core.formats import cents, exact_money, known_money
 from core.money import dollars
 from monitoring.rollups.histograms import quantiles
 
@@ -102,6 +103,21 @@ class Figures:
     def is_cost_unknown(self) -> bool:
         """Return whether no part of the cost is known. If a part is known, the cost is at least that."""
         return bool(self.unpriced) and not self.cost
+
+    @property
+    def shown_cost(self) -> str:
+        """Format the cost: `$1.20`, `at least $1.20`, or `unknown`."""
+        return known_money(self.cost, self.unpriced)
+
+    @property
+    def exact_cost(self) -> str:
+        """Format the cost with all its decimals."""
+        return known_money(self.cost, self.unpriced, exact_money)
+
+    @property
+    def cents(self) -> str:
+        """Format the cost for a column of amounts."""
+        return known_money(self.cost, self.unpriced, cents)
 
     def latency_quantiles(self, wanted: tuple[float, ...] = ALL_QUANTILES) -> list[float] | None:
         """Return quantiles of the latency in ms, within 5 %; None if nothing was timed."""

@@ -256,7 +256,7 @@ def test_it_has_figures_of_a_period_that_just_began(site: Client, cast: Cast) ->
     begin = month_begin(timezone.now())
     recorded(cast.owner, admitted_at=micros(begin - timedelta(days=1)), cost=1_000_000_000)
     line = usage_report(Period.named("this-month", begin)).total
-    assert (line.now.requests, line.cost) == (0, 0)
+    assert (line.now.requests, line.now.cost) == (0, 0)
     assert line.forecast is not None
     assert line.forecast > 25_000_000_000
     assert all("Usage report" in words(site, f"{PAGE}?period={name}") for name in PERIODS)

@@ -79,7 +79,6 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     first: Sequence[float | None] = total.first_token_quantiles() or (None,)
     refused = f"{count(total.limited)} limited, {count(total.invalid)} invalid"
     unpriced = f"{count(total.unpriced)} without a price" if total.unpriced else "US dollars"
-    exact_cost = known_money(total.cost, total.unpriced, exact_money)
     log_url = reverse("admin:monitoring_requestrecord_changelist")
 
     def tile(
@@ -99,7 +98,7 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), milliseconds(times[0])
     lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "accurate to 5 %"
     hits, written = f"{count(total.cache_hits)} hits", f"{count(total.output_tokens)} output"
-    cost = tile("Cost", lambda each: each.cost, money, exact_cost, unpriced)
+    cost = tile("Cost", lambda each: each.cost, money, total.exact_cost, unpriced)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
         tile("Failed", failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
@@ -107,7 +106,7 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
         tile("First token p95", first_token, milliseconds, within, f"p50 {milliseconds(first[0])}", -1, stream="1"),
         tile("Cache hit rate", hit_rate, percent, lookups, hits, 1, cache="found"),
         tile("Tokens", lambda each: each.tokens, count, f"{total.tokens:,}", written),
-        replace(cost, value=known_money(total.cost, total.unpriced)),
+        replace(cost, value=total.shown_cost),
         tile("Saved", lambda each: each.saved_cost, money, exact_money(total.saved_cost), "by the cache", 1),
     ]
 
@@ -224,7 +223,7 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
     ]
     seen = f"{count(total.requests)} requests, {count(total.failed)} of them failed."
     used = f"{count(total.input_tokens)} in, {count(total.output_tokens)} out."
-    spent = f"{known_money(total.cost, total.unpriced).capitalize()} in total."
+    spent = f"{total.shown_cost.capitalize()} in total."
     whole, first = Figures.latency_quantiles, Figures.first_token_quantiles
     p50_p95 = ("p50", "p95")
     drawn = [
