@@ -111,10 +111,14 @@ class Period:
         return datetime_of(floor(end, DAY)) if self.is_cut else end
 
     @property
-    def cut_note(self) -> str:
-        """Return why there is nothing to compare with if it `is_cut`."""
-        kept = f"Before {self.begin:%B %Y}" if self.name in PERIODS else "Before the period"
-        return f"{kept}, usage is known by whole days only, so the time before is not as long as this one."
+    def unequal_note(self) -> str:
+        """Return why a change would compare times of different lengths; "" if it does not, as of whole months."""
+        if self.is_cut:
+            return (
+                f"Before {self.begin:%-d %B %Y}, usage is kept by whole days only, so that time is shorter than this."
+            )
+        is_shorter = self.until_before - self.before < self.until - self.begin
+        return "The time before has fewer days." if self.is_running and is_shorter else ""
 
 
 def _months_after(first: datetime, months: int) -> datetime:
@@ -144,7 +148,7 @@ class Line:
     def shown_change(self) -> str:
         """Format the change: `+12.5 %`, a factor from tenfold on, or `new` if nothing was used before."""
         if self.change is None or self.change_note:
-            is_new = self.now.requests and not self.then.requests and not self.period.is_cut
+            is_new = self.now.requests and not self.then.requests and not self.period.unequal_note
             return "new" if is_new else NOTHING
         if self.change >= TENFOLD:
             return f"\N{MULTIPLICATION SIGN}{self.change + 1:,.0f}"
@@ -152,11 +156,9 @@ class Line:
 
     @property
     def change_note(self) -> str:
-        """Return why a change that could be calculated is not shown; "" if it is shown."""
-        if self.period.is_cut:
-            return self.period.cut_note
+        """Return why no change is shown; "" if one is, or if there was nothing before."""
         small = self.change is not None and self.then.cost < CENT
-        return "The cost before was under one cent." if small else ""
+        return self.period.unequal_note or ("The cost before was under one cent." if small else "")
 
     @property
     def shown_budget(self) -> str:
@@ -179,7 +181,7 @@ class Line:
     @property
     def change(self) -> float | None:
         """Return by which share of the cost before the cost is higher; None if there was none, or one is not known."""
-        if self.period.is_cut or self.now.unpriced or self.then.unpriced or not self.then.cost:
+        if self.period.unequal_note or self.now.unpriced or self.then.unpriced or not self.then.cost:
             return None
         return self.now.cost / self.then.cost - 1
 

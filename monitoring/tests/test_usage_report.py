@@ -128,6 +128,8 @@ class TestReport:
         total = usage_report(running).total
         assert (total.shown_change, total.then.cost) == (NOTHING, 0)  # the cost before is of 1 October alone
         assert "by whole days only" in total.change_note
+        last_day = Period.named("this-month", datetime(2026, 12, 31, 12, tzinfo=UTC))  # November had 30 days
+        assert usage_report(last_day).total.change_note == "The time before has fewer days."
 
     def test_its_columns_are_named_as_in_the_csv_of_a_key_s_holder(self) -> None:
         own = {"account", "model", "previous_cost_usd", "change_percent", "forecast_cost_usd"}
