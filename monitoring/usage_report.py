@@ -114,9 +114,7 @@ class Period:
     def unequal_note(self) -> str:
         """Return why a change would compare times of different lengths; "" if it does not, as of whole months."""
         if self.is_cut:
-            return (
-                f"Before {self.begin:%-d %B %Y}, usage is kept by whole days only, so that time is shorter than this."
-            )
+            return f"Before {self.begin:%-d %B %Y}, usage is kept by whole days only: that time is shorter."
         is_shorter = self.until_before - self.before < self.until - self.begin
         return "The time before has fewer days." if self.is_running and is_shorter else ""
 
