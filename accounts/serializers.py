@@ -41,7 +41,7 @@ class LimitState(serializers.Serializer[Any]):
     used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or unknown now.")
     remaining = serializers.JSONField(allow_null=True)
     reset = serializers.IntegerField(allow_null=True, help_text="When all of it is free again, in epoch seconds.")
-    forecast = ForecastAnswer(required=False, help_text="Of a monthly budget whose use is known.")
+    forecast = ForecastAnswer(required=False, help_text="Of a monthly budget that was used.")
 
 
 class LimitUsageAnswer(serializers.Serializer[Any]):

@@ -62,7 +62,7 @@ class Forecast:
 
 
 def budget_forecasts(usages: Iterable[LimitUsage], *, account_id: int, now: datetime) -> dict[LimitUsage, Forecast]:
-    """Return the forecasts of the monthly budgets among the limits of an account and its keys.
+    """Return the forecasts of the monthly budgets among the limits of an account and its keys; of unused ones, none.
 
     The use of a key includes that of the keys that it replaced and of those that it made: it counts against its budget.
     """
@@ -75,7 +75,8 @@ def budget_forecasts(usages: Iterable[LimitUsage], *, account_id: int, now: date
         for model, day, cost, tokens in used[usage.subject.kind.startswith("key"), usage.subject.owner_id]:
             if usage.subject.model in (None, model):
                 daily[day] += cost if usage.is_money else tokens
-        found[usage] = forecast_of(usage, daily, now)
+        if daily or usage.used:
+            found[usage] = forecast_of(usage, daily, now)
     return found
 
 

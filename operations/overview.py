@@ -75,7 +75,7 @@ class Overview:
     """What the tab shows of an account, or of one of its keys."""
 
     def __init__(self, subject: Account | ApiKey, *, sees_usage: bool, sees_requests: bool) -> None:
-        self.sees_requests = sees_requests
+        self.sees_usage, self.sees_requests = sees_usage, sees_requests
         self.now = timezone.now()
         self.key = subject if isinstance(subject, ApiKey) else None
         self.account: Account = subject.account if isinstance(subject, ApiKey) else subject
@@ -136,9 +136,9 @@ class Overview:
 
     @cached_property
     def forecasts(self) -> dict[LimitUsage, Forecast]:
-        """Return the forecasts of its own budgets; none without usage."""
+        """Return the forecasts of its own budgets, for those who may see usage."""
         own = [each for each in self.limits if each.owner.startswith("key" if self.key else "account")]
-        return budget_forecasts(own, account_id=self.account.pk, now=self.now) if self.daily else {}
+        return budget_forecasts(own, account_id=self.account.pk, now=self.now) if self.sees_usage else {}
 
     @property
     def tiles(self) -> list[Tile]:
