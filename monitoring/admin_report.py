@@ -130,7 +130,7 @@ def _budget_used(account: Account, report: Report) -> str:
     budget = nano_dollars(account.monthly_cost_budget)
     if not budget or report.period.name not in ("this-month", "last-month"):
         return ""
-    return f"{percent(report.total.now.cost / budget)} of the monthly budget of {money(budget)}"
+    return f"{percent(report.total.now.cost / budget)} of the {money(budget)} budget"
 
 
 def _context(period: Period) -> Mapping[str, Any]:

@@ -79,6 +79,13 @@ class Period:
         return cls(CUSTOM, begin, end, begin - (end - begin), max(begin, min(end, now)))
 
     @property
+    def text(self) -> str:
+        """Return the days: `1 to 30 November 2026`."""
+        begin, last = self.begin, self.last_day
+        shape = "%-d %B %Y" if begin.year < last.year else "%-d %B" if begin.month < last.month else "%-d"
+        return f"{begin:{shape}} to {last:%-d %B %Y}" if begin < last else f"{last:%-d %B %Y}"
+
+    @property
     def last_day(self) -> datetime:
         """Return the beginning of the last day."""
         return self.end - ONE_DAY

@@ -53,16 +53,16 @@ def rows_of(site: Client, query: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "begin", "end", "before"),
+    ("name", "begin", "end", "before", "text"),
     [
-        ("this-month", (2026, 12), (2027, 1), (2026, 11)),
-        ("last-month", (2026, 11), (2026, 12), (2026, 10)),
-        ("this-quarter", (2026, 10), (2027, 1), (2026, 7)),
-        ("last-quarter", (2026, 7), (2026, 10), (2026, 4)),
+        ("this-month", (2026, 12), (2027, 1), (2026, 11), "1 to 31 December 2026"),
+        ("last-month", (2026, 11), (2026, 12), (2026, 10), "1 to 30 November 2026"),
+        ("this-quarter", (2026, 10), (2027, 1), (2026, 7), "1 October to 31 December 2026"),
+        ("last-quarter", (2026, 7), (2026, 10), (2026, 4), "1 July to 30 September 2026"),
     ],
 )
 def test_it_knows_months_and_quarters(
-    name: str, begin: tuple[int, int], end: tuple[int, int], before: tuple[int, int]
+    name: str, begin: tuple[int, int], end: tuple[int, int], before: tuple[int, int], text: str
 ) -> None:
     period = Period.named(name, datetime(2026, 12, 11, tzinfo=UTC))
     assert [(at.year, at.month, at.day) for at in (period.begin, period.end, period.before)] == [
@@ -70,7 +70,7 @@ def test_it_knows_months_and_quarters(
         (*end, 1),
         (*before, 1),
     ]
-    assert period.is_running == name.startswith("this")
+    assert (period.text, period.is_running) == (text, name.startswith("this"))
     if name == "this-month":
         assert period.until_before == datetime(2026, 11, 11, tzinfo=UTC)
 
@@ -279,7 +279,7 @@ def test_it_has_figures_of_a_period_that_just_began(site: Client, cast: Cast) ->
 def test_it_says_what_it_can_t_show_and_shows_this_month(site: Client, query: str, told: str) -> None:
     text = words(site, PAGE + query)
     assert told in text
-    assert f"1 {timezone.now():%B %Y} to" in text
+    assert Period.named("this-month", timezone.now()).text in text
 
 
 def test_it_is_for_those_who_may_see_sums_or_requests(site: Client, cast: Cast) -> None:
