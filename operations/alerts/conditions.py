@@ -220,7 +220,7 @@ class ReconciliationWatch:
         log.error("books_disagree", rollups=rollups, ledgers=ledgers)
         self.wrong = (
             f"{quantity(rollups, 'row')} of the rollups and {quantity(ledgers, 'ledger')} disagree with the request "
-            "log of the last two days."
+            "log of the last two days. Run manage.py check_rollups --days 2, which lists them."
         )
 
     def __call__(self) -> Iterator[Condition]:
@@ -328,8 +328,7 @@ ADVICE = {
     Alert.Kind.BUDGET: "If this usage is intended, raise the budget; if not, look at the requests and revoke the key.",
     Alert.Kind.INGEST: "Check that manage.py worker is running, and its log. No usage is lost: the records wait.",
     Alert.Kind.PRICE: ENTER_PRICE,
-    Alert.Kind.RECONCILIATION: "Run manage.py check_rollups --days 2, which lists the differences. "
-    "How to fix them: docs/operations.md, Rollups.",
+    Alert.Kind.RECONCILIATION: "Find out why they differ, and fix them as docs/operations.md says (Rollups).",
 }
 
 
