@@ -191,7 +191,7 @@ def test_it_shows_an_operator_who_made_a_key_and_what_goes_on_working(platform: 
     make(platform, made.key, name="made-by-the-made")
     ids = {each["name"]: each["id"] for each in platform.ask("/keys").json()}
     page = platform.admin.page(f"/admin/accounts/apikey/{made.id}/change/").words
-    assert "Made by e2e (" in page
+    assert "Created by e2e (" in page
     assert "made-by-the-made" in page
     page = platform.admin.page(f"/admin/accounts/apikey/{ids['e2e']}/change/").words
     assert "made-for-the-admin" in page

@@ -161,7 +161,7 @@ def test_it_asks_a_provider_at_the_press_of_a_button_only(platform: Platform) ->
         before = provider.listings
         platform.admin.page(page)
         assert provider.listings == before
-        assert "answers" in platform.admin.submit(page).words
+        assert "answered" in platform.admin.submit(page).words
         assert provider.listings == before + 1
 
 

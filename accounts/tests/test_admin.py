@@ -277,6 +277,9 @@ def test_it_lets_those_who_may_look_only_look_and_those_who_may_change_revoke(ca
     client = logged_in(make_staff("accounts.view_apikey", "accounts.view_account", name="viewer"))
     key, account = f"{KEYS}{cast.owner.key.pk}/", f"{ACCOUNTS}{cast.owner.key.account_id}/"
     assert [client.get(f"{key}{page}/").status_code for page in ("change", "test")] == [200, 200]
+    for url in (key, account):
+        page = page_of(client, f"{url}change/")
+        assert [text for text in ("Details</a>", "Settings</a>", "Change limits") if text in page] == ["Details</a>"]
     for url in (f"{key}revoke/", f"{key}rotate/", f"{account}disable/", f"{account}add-key/", f"{KEYS}add/"):
         assert client.post(url, {**CONFIRMED, "grace": "0"}).status_code == 403, url
     client.post(KEYS, {"action": "revoke_selected", ACTION_CHECKBOX_NAME: [cast.owner.key.pk], **CONFIRMED})
