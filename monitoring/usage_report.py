@@ -37,8 +37,8 @@ from monitoring.rollups.queries import (
 )
 from monitoring.rollups.verify import span_of_log
 
-#: Accounts that the page lists; the others are added up. The CSV has all, read in parts of as many.
-LISTED = 100
+#: Accounts that the page lists, of which the others are added up; and those of one batch of the CSV, which has all.
+LISTED, BATCH = 100, 500
 #: Months of a period, and how many such periods ago it began, by name.
 PERIODS = {"this-month": (1, 0), "last-month": (1, 1), "this-quarter": (3, 0), "last-quarter": (3, 1)}
 CUSTOM = "custom"
@@ -356,7 +356,7 @@ def csv_rows(period: Period, account_id: int | None = None) -> Iterator[list[lis
         release_connections()  # a slow download does not take one from requests
         return rows
 
-    return (batch(ranked[begin : begin + LISTED]) for begin in range(0, len(ranked), LISTED))
+    return (batch(ranked[begin : begin + BATCH]) for begin in range(0, len(ranked), BATCH))
 
 
 def _csv_row(account: Line, line: Line) -> list[Any]:
