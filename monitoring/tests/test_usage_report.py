@@ -79,14 +79,14 @@ def test_it_knows_months_and_quarters(
 class TestReport:
     def test_it_adds_up_accounts_and_models_beside_the_time_before(self, site: Client) -> None:
         text = words(site, PAGE + NOVEMBER)
-        assert "acme $3.50 $2.00 +75 %" in text
+        assert "acme Statement $3.50 $2.00 +75 %" in text
         assert "gpt-4o-mini $0.50 $0.00 new" in text
         assert "Total of 2 accounts $4.50 $2.00 +125 %" in text
         assert "Forecast" not in text
 
     def test_it_names_accounts_as_people_know_them(self, site: Client) -> None:
         Account.objects.filter(name="acme").update(display_name="Acme Corp")
-        assert "Acme Corp $3.50" in words(site, PAGE + NOVEMBER)
+        assert "Acme Corp Statement $3.50" in words(site, PAGE + NOVEMBER)
         assert rows_of(site, NOVEMBER)[0]["account"] == "acme"
 
     def test_it_gives_what_it_shows_as_csv_with_all_decimals(self, site: Client) -> None:
@@ -113,7 +113,7 @@ class TestReport:
     ) -> None:
         monkeypatch.setattr(module, "LISTED", 1)
         text = words(site, PAGE + NOVEMBER)
-        assert "acme $3.50 $2.00 +75 %" in text
+        assert "acme Statement $3.50 $2.00 +75 %" in text
         assert "1 more account $1.00 $0.00 new" in text
         assert "Total of 2 accounts $4.50 $2.00 +125 %" in text
         assert "globex" not in text
@@ -179,7 +179,7 @@ def test_it_never_shows_an_unknown_cost_as_zero(site: Client, cast: Cast) -> Non
     recorded(cast.owner, admitted_at=micros_at(11, 2), cost=1_000_000_000)
     text = words(site, PAGE + NOVEMBER)
     assert "priceless unknown $0.00" in text
-    assert "acme at least $1.00" in text
+    assert "acme Statement at least $1.00" in text
     assert [row["cost_usd"] for row in rows_of(site, NOVEMBER)] == ["1.000000000", ""]
     assert "1 request went to a model without a price" in words(site, f"{PAGE}{cast.owner.key.account_id}/{NOVEMBER}")
 
