@@ -57,8 +57,10 @@ def test_it_streams_an_answer_and_tells_what_it_cost(
     assert "seven" not in page.inner_text("#answer")
     below = page.locator("#facts").bounding_box()
     expect(page.locator("#status")).to_contain_text("Answered in")
+    after = page.locator("#facts").bounding_box()
     assert below is not None
-    assert (page.locator("#facts").bounding_box() or {})["y"] == below["y"], "nothing moves while an answer grows"
+    assert after is not None
+    assert after["y"] == below["y"], "nothing moves while an answer grows"
     fake.set(first_token_ms=0, chunk_interval_ms=0)
     assert page.inner_text("#answer") == "You said: one two three four five six seven"
     facts = page.locator("#facts")
