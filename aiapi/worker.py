@@ -230,5 +230,6 @@ def _warm_up() -> None:
         get_limits().now()
         if any(route.is_azure for model in catalog.models().values() for route in model.routes):
             sdk()
+        catalog.forget()  # what is added just after the start is offered at once
     except (LimitsUnavailable, DependencyUnavailable) as error:
         log.warning("not_warmed_up", cause=type(error).__name__)
