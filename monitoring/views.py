@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from accounts.api.base import KeyView
 from accounts.authentication import ApiKeyAuthentication
 from accounts.limit_usage import get_limit_usage, month_text
-from core.errors import InvalidRequest, NotFound, PermissionDenied
+from core.errors import NotFound, PermissionDenied
 from monitoring.forecast import budget_forecasts
 from monitoring.models import VIEW_RECORDS as SEES_RECORDS
 from monitoring.selectors import account_usage, request_record, request_records, stats
@@ -56,7 +56,7 @@ class StatsView(KeyView):
     )
     def get(self, request: Request) -> Response:
         """Return the statistics of the caller's account, or of all for staff who may view the request log."""
-        self.query(data=request.query_params).is_valid(raise_exception=True)
+        self.query(data=request.query_params.dict()).is_valid(raise_exception=True)
         account_id = self.caller.account_id if self.caller is not None else None
         if account_id is None and not request.user.has_perm(SEES_RECORDS):
             raise PermissionDenied
@@ -78,7 +78,7 @@ class UsageView(KeyView):
     )
     def get(self, request: Request) -> Response:
         """Return the usage of each limit of key and account, and the account's usage in the span."""
-        query = self.query(data=request.query_params)
+        query = self.query(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         identity = self.identity
         report = get_limit_usage(identity.every_limit)
@@ -100,6 +100,9 @@ class UsageView(KeyView):
         )
 
 
+NO_REQUEST = OpenApiResponse(description="The account has no such request.")
+
+
 class RequestsView(KeyView):
     """GET /requests."""
 
@@ -111,16 +114,19 @@ class RequestsView(KeyView):
         summary="List the account's latest requests",
         description="Of all keys of the account, the newest first.",
         parameters=[RequestsQuery],
-        responses=RequestsAnswer,
+        responses={200: RequestsAnswer, 404: NO_REQUEST},
     )
     def get(self, request: Request) -> Response:
-        """Return a page of the records of the key's account, and where the next one begins."""
-        query = self.query(data=request.query_params)
+        """Return a page of the records of the key's account, and where the next one begins.
+
+        Raises NotFound if the account has no request `before`.
+        """
+        query = self.query(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         asked = query.validated_data
         records = request_records(account_id=self.identity.account_id, **asked)
         if records is None:
-            raise InvalidRequest(errors={"before": ["The account has no such request."]})
+            raise NotFound
         has_more = len(records) == asked["limit"]
         return Response(RequestsAnswer({"requests": records, "next": records[-1].id if has_more else None}).data)
 
@@ -134,7 +140,7 @@ class RequestView(KeyView):
         operation_id="requests_read",
         summary="Read the record of a request",
         description="By its id or its X-Request-ID. Of the key's account only.",
-        responses={200: RecordAnswer, 404: OpenApiResponse(description="The account has no such request.")},
+        responses={200: RecordAnswer, 404: NO_REQUEST},
     )
     def get(self, request: Request, name: str) -> Response:
         """Return a record of the key's account; raises NotFound if the account has none by that name."""
