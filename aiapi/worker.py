@@ -228,8 +228,11 @@ def _warm_up() -> None:
 
     try:
         get_limits().now()
+    except LimitsUnavailable as error:
+        log.warning("limits_not_ready", cause=type(error).__name__)
+    try:
         if any(route.is_azure for model in catalog.models().values() for route in model.routes):
             sdk()
-        catalog.forget()  # what is added just after the start is offered at once
-    except (LimitsUnavailable, DependencyUnavailable) as error:
-        log.warning("not_warmed_up", cause=type(error).__name__)
+    except DependencyUnavailable as error:
+        log.warning("catalog_not_ready", cause=type(error).__name__)
+    catalog.forget()  # what is added just after the start is offered at once

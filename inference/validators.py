@@ -16,7 +16,10 @@ MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]+\Z")
 #: Headers that the client sets itself; an operator's value would break the call or add a second secret.
-RESERVED_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
+RESERVED_HEADERS = frozenset({
+    "accept-encoding", "authorization", "connection", "content-length", "content-type", "expect", "host", "keep-alive",
+    "te", "transfer-encoding", "upgrade",
+})  # fmt: skip
 SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie", re.IGNORECASE)
 
 

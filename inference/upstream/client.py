@@ -13,10 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from django.conf import settings
 from django.utils.datastructures import CaseInsensitiveMapping
+from django.utils.encoding import iri_to_uri
 
 from core.background import yield_to_others
 from core.json import parse_strictly, to_json
@@ -29,7 +30,8 @@ from inference.upstream.transport import Abort, PooledTransport, Response
 if TYPE_CHECKING:
     from openai import OpenAI
 
-#: Headers of the SDK's request that are dropped: they belong to the connection or the body, or ask for compression.
+#: Headers that no provider's settings and no SDK may set: they belong to the connection or the body, or ask for
+#: compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
 #: Paths under a deployment's URL for Azure's dated API versions.
@@ -210,14 +212,15 @@ class Upstream:
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers, cached until something in them changes."""
-        shape = (route.is_azure, route.base_url, route.api_version)
-        key = (method, _path(route, path), *shape, route.secret, *route.headers.items())
+        path = _path(route, path)
+        key = (method, path, route.is_azure, route.base_url, route.api_version, route.secret, *route.headers.items())
         prepared = self._endpoints.get(key)
         if prepared is None:
+            url, headers = (_for_azure if route.is_azure else _for_openai)(route, method, path)
+            own = {name: text for name, text in headers.items() if name not in OWN_HEADERS}
             if len(self._endpoints) >= KEPT_ENDPOINTS:
                 self._endpoints.clear()
-            prepared = (_for_azure if route.is_azure else _for_openai)(route, method, _path(route, path))
-            self._endpoints[key] = prepared
+            prepared = self._endpoints[key] = _Prepared(method.upper(), url, own)
         return prepared
 
 
@@ -236,18 +239,22 @@ def sdk() -> Any:
     return openai
 
 
-def _for_openai(route: Route, method: str, path: str) -> _Prepared:
-    """Return what any OpenAI-compatible provider wants; one without a secret gets no Authorization."""
+def _for_openai(route: Route, method: str, path: str) -> tuple[str, Mapping[str, str]]:
+    """Return URL and headers for any OpenAI-compatible provider; without a secret there is no Authorization."""
+    parts = urlsplit(route.base_url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path = iri_to_uri(parts.path.rstrip("/")) + path
     headers = {"accept": "application/json", "user-agent": "AI-API"}
     if method == "post":
         headers["content-type"] = "application/json"
     if route.secret:
         headers["authorization"] = f"Bearer {route.secret}"
-    headers |= {name.lower(): text for name, text in route.headers.items()}
-    return _Prepared(method.upper(), route.base_url.rstrip("/") + path, headers)
+    return urlunsplit(parts._replace(netloc=host, path=path)), headers | {
+        name.lower(): text for name, text in route.headers.items()
+    }
 
 
-def _for_azure(route: Route, method: str, path: str) -> _Prepared:
+def _for_azure(route: Route, method: str, path: str) -> tuple[str, Mapping[str, str]]:
     """Return what the SDK would send to an endpoint of Azure: the URL with its API version, and the authentication."""
     import httpx2
     from openai._models import FinalRequestOptions
@@ -255,16 +262,13 @@ def _for_azure(route: Route, method: str, path: str) -> _Prepared:
     # The SDK requires a secret, which Azure gets in another header. It sends nothing itself.
     http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)
     maker: OpenAI = sdk().OpenAI(base_url=route.base_url, api_key="none", http_client=http, max_retries=0)
-    options: dict[str, Any] = {
-        "headers": route.headers | {"api-key": route.secret, "Authorization": sdk().Omit()},
-    }
+    options: dict[str, Any] = {"headers": route.headers | {"api-key": route.secret, "Authorization": sdk().Omit()}}
     if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
         options["params"] = {"api-version": route.api_version}
     if method == "post":
         options["json_data"] = {}
     request = maker._build_request(FinalRequestOptions.construct(method=method, url=path, **options))
-    headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
-    return _Prepared(request.method, str(request.url), headers)
+    return str(request.url), request.headers
 
 
 @contextmanager
