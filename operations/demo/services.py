@@ -7,6 +7,7 @@ the keys; the providers and models are switched off, and their addresses lead no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -63,8 +64,8 @@ LASTING = timedelta(days=61)
 BATCH = 500
 #: The outage began so many hours ago, in one of the busiest.
 OUTAGE_AGO, BUSIEST = range(2, 22), 14
-#: How much of its budget NEARLY_SPENT has used. That is a multiple of the first of these dollars that is near enough.
-SPENT, ROUND = Decimal("0.92"), ("50", "10", "5", "1", "0.5", "0.1", "0.05", "0.01", "0.001", "0.000001")
+#: The share of its budget that NEARLY_SPENT has used; the budget is a multiple of STEP dollars.
+SPENT, LEAST_BUDGET, STEP = Decimal("0.92"), Decimal(30), Decimal(5)
 #: The entries of the audit log that list what was made, by the names in TABLES; the last one says that it was removed.
 KIND, MADE, REMOVED = "sample row", "made", "removed"
 TIERS: Mapping[str, dict[str, Any]] = {
@@ -276,17 +277,20 @@ def _write(records: Sequence[UsageRecord]) -> None:
 
 
 def _grant_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> int:
-    """Grant an account a budget of which it has used SPENT; it makes one more call in this month. Return 1."""
+    """Grant an account a budget of which it has used SPENT, thanks to more calls in this month; return their number."""
     caller, key = next((caller, key) for caller, key in made.keys.items() if caller.account == NEARLY_SPENT)
-    _write([document(caller, key, max(month_begin(now), now - timedelta(minutes=20)), random)])
     account = Account.objects.get(pk=key.account_id)
-    subject, month = account_subject(account), month_of(wall_clock())
+    subject, month, begin = account_subject(account), month_of(wall_clock()), month_begin(now)
     spent = Decimal(months_settled([subject], month)[subject].cost) / NANO_DOLLARS
-    most, least = spent / SPENT, spent / (SPENT + Decimal("0.01"))
-    rounded = (most // step * step for step in map(Decimal, ROUND))
-    account.monthly_cost_budget = next(budget for budget in rounded if budget > least)
+    budget = max(LEAST_BUDGET, math.ceil(spent / SPENT / STEP) * STEP)
+    calls: list[UsageRecord] = []
+    while spent < budget * SPENT:
+        calls.append(document(caller, key, begin + random.random() * (now - begin), random))
+        spent += Decimal(calls[-1].cost or 0) / NANO_DOLLARS
+    _write(calls)
+    account.monthly_cost_budget = budget
     account_save(account=account, actor=actor)
-    return 1
+    return len(calls)
 
 
 def _alert(made: _Made, accounts: Sequence[Account], outage: Outage) -> None:

@@ -66,7 +66,7 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A key and how it is used: its share of the requests, what it asks, when, and how many are hits or refused."""
+    """A key and how it is used: its share of the requests, what it asks, when, how many are hits, or begin a burst."""
 
     account: str
     key: str
@@ -103,7 +103,7 @@ CALLERS = (
     ),
     Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 21_000, 420, peak=9),
     Caller("hooli", "agents", BUSINESS, 14, {RESPONSES: 3, CHAT: 2}, {"llama-3.3-70b": 1}, 2_600, 340, daily=0.3),
-    Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, limited=0.12),
+    Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, limited=0.01),
     Caller("umbrella-labs", "ci", STARTER, 3, {CHAT: 1}, {"llama-3.3-70b": 1}, 180, 40, peak=3, hits=0.5),
 )
 
@@ -139,9 +139,22 @@ def requests(
             for attempt in range(random.randint(2, 4) if outage.covers(at) else 1):
                 if (again := at + timedelta(seconds=20 * attempt)) < end:
                     yield _request(caller, keys[caller], again, outage, random)
+            if random.random() < caller.limited:
+                yield from _burst(caller, keys[caller], at, outage, random)
     first = CALLERS[0]
     for minute in range(OUTAGE_MINUTES):  # however few the requests are, some meet the outage
         yield _request(first, keys[first], outage.begin + timedelta(minutes=minute), outage, random)
+
+
+def _burst(caller: Caller, key: ApiKey, at: datetime, outage: Outage, random: Random) -> Iterator[UsageRecord]:
+    """Yield as many requests as the key may send in a minute, and the refusals of those that follow."""
+    most = key.tier.requests_per_minute or 0
+    for number in range(most):
+        yield _request(caller, key, at - timedelta(seconds=2 * (most - number)), outage, random)
+    refused = _begun(caller, key, at, MODELS[_chosen(caller.models, random)], random)
+    _refuse(refused, 429, "rate_limited", random)
+    refused.count = random.randint(1, 25)
+    yield refused
 
 
 def document(caller: Caller, key: ApiKey, at: datetime, random: Random) -> UsageRecord:
@@ -164,12 +177,8 @@ def _level(caller: Caller, hour: datetime, begin: datetime, end: datetime, rando
 def _request(caller: Caller, key: ApiKey, at: datetime, outage: Outage, random: Random) -> UsageRecord:
     model = MODELS[_chosen(caller.models, random)]
     record, luck = _begun(caller, key, at, model, random), random.random()
-    if luck < caller.limited:
-        record.status, record.error_code, record.cache = 429, "rate_limited", ""
-        record.count, record.latency_ms = random.randint(1, 25), round(random.uniform(0.6, 1.6), 3)
-    elif luck < caller.limited + INVALID:
-        record.status, record.error_code, record.cache = 400, "invalid_request", ""
-        record.latency_ms = round(random.uniform(0.9, 2.5), 3)
+    if luck < INVALID:
+        _refuse(record, 400, "invalid_request", random)
     elif luck > 1 - caller.hits:
         _answer_again(record, model, caller, random)
     elif outage.covers(at) and model.providers[0] == DOWN:
@@ -198,6 +207,12 @@ def _begun(caller: Caller, key: ApiKey, at: datetime, model: DemoModel, random: 
         status=200,
         cache="miss" if is_cacheable else "bypass",
     )
+
+
+def _refuse(record: UsageRecord, status: int, code: str, random: Random) -> None:
+    """Complete the record of a call that was sent to no provider."""
+    record.status, record.error_code, record.cache, record.deployment = status, code, "", ""
+    record.latency_ms = round(random.uniform(0.6, 2.5), 3)
 
 
 def _tokens(caller: Caller, random: Random) -> dict[str, int]:
