@@ -1,7 +1,7 @@
 """The admin's sidebar, tabs, brand and command palette, for django-unfold (settings.UNFOLD).
 
-An entry is shown to users who have its permission. The command palette finds lists, actions, accounts and keys by how
-their names begin (so that indexes find them among 100,000), and requests by id.
+An entry is shown to users who have its permission. The command palette finds lists and actions by their names, accounts
+and keys by how their names begin, and requests by id.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from django.conf import settings
 from django.db.models import Q
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.text import slugify
 from unfold.dataclasses import SearchResult
 
 from accounts.admin.base import change_url
@@ -120,11 +119,11 @@ def _actions(request: HttpRequest, term: str) -> Iterator[SearchResult]:
 def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
     typed = request.GET.get("s", term).strip()  # unfold's `term` has no capitals
     if request.user.has_perm("accounts.view_account"):
-        named = Q(name__startswith=typed) | Q(name__startswith=slugify(typed) or typed)
+        named = Q(name__istartswith=typed) | Q(display_name__istartswith=typed)
         for account in Account.objects.filter(named).order_by("name")[:MOST]:
             yield SearchResult(str(account), "Account", change_url(account), "apartment")
     if request.user.has_perm("accounts.view_apikey"):
-        keys = ApiKey.objects.filter(Q(prefix__startswith=typed[:SHOWN_PREFIX]) | Q(name__startswith=typed))
+        keys = ApiKey.objects.filter(Q(prefix__startswith=typed[:SHOWN_PREFIX]) | Q(name__istartswith=typed))
         for key in keys.select_related("account").order_by("name", "pk")[:MOST]:
             yield SearchResult(
                 f"{key.account} / {key.name} ({key.masked})", f"Key, {key.state}", change_url(key), "key"

@@ -253,7 +253,7 @@ class RateLimited(LimitExceeded):
     """Too many requests in the last minute."""
 
     cause = "The limit of requests per minute is reached."
-    remedy = "Wait as many seconds as Retry-After says."
+    remedy = "Wait for the number of seconds in Retry-After."
 
     def __init__(self, *, retry_after: int, extra: Mapping[str, Any] | None = None) -> None:
         text = f"Rate limit exceeded. Try again in {retry_after} seconds."
@@ -265,7 +265,7 @@ class TokensLimited(LimitExceeded):
 
     code, message = "tokens_limited", "Token rate limit exceeded."
     cause = "The limit of tokens per minute is reached; running calls count."
-    remedy = "Wait as many seconds as Retry-After says, or ask for fewer tokens."
+    remedy = "Wait for the number of seconds in Retry-After, or ask for fewer tokens."
 
 
 class ConcurrencyLimited(LimitExceeded):
@@ -289,7 +289,7 @@ class TooManyFailures(LimitExceeded):
 
     code, message = "too_many_failures", "Too many failed attempts. Try again later."
     cause = "Too many invalid keys came from your address. Valid keys still work."
-    remedy = "Correct the key, and wait as many seconds as Retry-After says."
+    remedy = "Correct the key, and wait for the number of seconds in Retry-After."
 
 
 class InternalError(ApiError):
@@ -320,7 +320,7 @@ class Unavailable(ApiError):
 
     status, code, message = 503, "unavailable", "Temporarily unavailable."
     cause = "The service can't answer now."
-    remedy = "Wait as many seconds as Retry-After says."
+    remedy = "Wait for the number of seconds in Retry-After."
 
     def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
         self.retry_after = retry_after
@@ -332,7 +332,6 @@ class DependencyUnavailable(Unavailable):
 
     code, message = "dependency_unavailable", "A dependency is temporarily unavailable."
     cause = "A dependency of the service is unavailable."
-    remedy = "Wait as many seconds as Retry-After says."
 
 
 class ServiceBusy(Unavailable):
@@ -340,7 +339,7 @@ class ServiceBusy(Unavailable):
 
     code, message = "service_busy", "The service has more requests than it can answer at the moment."
     cause = "The service has more requests than it can answer."
-    remedy = "Wait as many seconds as Retry-After says, and longer after each refusal."
+    remedy = "Wait for the number of seconds in Retry-After, and longer after each refusal."
 
 
 class UpstreamBusy(Unavailable):
@@ -348,7 +347,6 @@ class UpstreamBusy(Unavailable):
 
     code, message = "upstream_busy", "The model provider has no capacity at the moment."
     cause = "The provider has no capacity for more calls."
-    remedy = "Wait as many seconds as Retry-After says."
 
 
 class UpstreamTimeout(ApiError):

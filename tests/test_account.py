@@ -224,6 +224,19 @@ def test_it_says_what_a_budget_will_have_used_at_the_end_of_the_month(opened: Op
     expect(budget).to_contain_text(SENTENCE)
 
 
+def test_it_says_what_is_unknown_while_the_counters_are_away(opened: Opener) -> None:
+    def answer(route: Route) -> None:
+        body = usage(route.request.url, 10) | {"source": "records"}
+        body["limits"][0] |= {"used": None, "remaining": None, "reset": None}
+        route.fulfill(json=body)
+
+    page = opened(10, answer=answer).page
+    is_current(page)
+    rate = page.locator("#limits .card", has_text="Requests per minute")
+    expect(rate).to_contain_text("Unknown now.")
+    expect(rate).not_to_contain_text("You have used")
+
+
 def test_it_says_what_to_do_where_nothing_was_asked(opened: Opener) -> None:
     watched = opened(0)
     page = watched.page
@@ -263,7 +276,7 @@ def test_it_asks_for_a_range_and_a_group_of_ones_own(opened: Opener) -> None:
     expect(page.locator("#own-problem")).to_contain_text("the earlier one first")
     page.fill("#own-to", "2026-04-02")
     page.click("#own button")
-    expect(page.locator("#range-told")).to_contain_text("28 Mar 2026 to 2 Apr 2026")
+    expect(page.locator("#range-text")).to_contain_text("28 Mar 2026 to 2 Apr 2026")
     question = asked(watched)
     assert question["time_zone"] == ["Europe/Berlin"]
     assert (question["from"], question["to"]) == (["2026-03-27T23:00:00.000Z"], ["2026-04-02T22:00:00.000Z"])
@@ -273,7 +286,7 @@ def test_it_tells_usage_in_a_zone_whose_hours_begin_in_between(opened: Opener) -
     watched = opened(10, timezone_id="Asia/Kolkata")
     page = watched.page
     is_current(page)
-    expect(page.locator("#range-told")).to_contain_text("all keys of the account, by day (Asia/")
+    expect(page.locator("#range-text")).to_contain_text("all keys of the account, by day (Asia/")
     assert asked(watched)["time_zone"][0].startswith("Asia/")
     assert asked(watched)["from"][0].endswith("T18:30:00.000Z")
     expect(page.locator("#charts figure").first.locator("summary")).to_be_visible()

@@ -20,7 +20,7 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import path, reverse
@@ -309,7 +309,11 @@ class ActorFilter(TextFilter):
     title = "by"
     parameter_name = "who"
     placeholder = "admin:NAME, key:ACCOUNT/NAME"
-    lookup = "actor__icontains"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Select by the whole actor if its kind is given, as in links; otherwise by a part."""
+        self.lookup = "actor" if ":" in (self.value() or "") else "actor__icontains"
+        return super().queryset(request, queryset)
 
 
 class ActionFilter(FieldFilter):
@@ -350,13 +354,27 @@ class AuditEntryAdmin(KeysetAdmin):
     by = column("by", actor_link)
     fields = readonly_fields = ("when", "by", "action", "kind", "object_link", "changed")
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Say of each entry whether its object has a page that the user may see: it was not deleted."""
+        deleted = AuditEntry.objects.filter(
+            action="deleted", target_type=OuterRef("target_type"), target_id=OuterRef("target_id")
+        )
+        kinds = [
+            str(model._meta.verbose_name)
+            for model, page in self.admin_site._registry.items()
+            if page.has_view_permission(request)
+        ]
+        has_page = Q(target_type__in=kinds) & ~Q(target_id="") & ~Exists(deleted)
+        entries: QuerySet[Any] = super().get_queryset(request).annotate(has_page=has_page)
+        return entries
+
     @display(description="object")
-    def object_link(self, entry: AuditEntry) -> str:
-        """Show the name of the object, with a link unless it was deleted."""
+    def object_link(self, entry: Any) -> str:
+        """Show the name of the object, with a link to its page."""
+        if not entry.has_page:
+            return str(entry.target)
         kinds = {str(model._meta.verbose_name): model._meta for model in self.admin_site._registry}
-        kind = kinds.get(entry.target_type)
-        if kind is None or not entry.target_id or entry.action == "deleted":
-            return entry.target
+        kind = kinds[entry.target_type]
         url = reverse(f"admin:{kind.app_label}_{kind.model_name}_change", args=[entry.target_id])
         return format_html(LINK, url, entry.target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,7 @@ from django.utils import timezone
 
 from accounts import audit
 from accounts.models import AuditEntry
-from accounts.tests.factories import make_account, make_key
+from accounts.tests.factories import logged_in, make_account, make_key, make_staff
 
 pytestmark = pytest.mark.django_db
 
@@ -54,6 +55,7 @@ def test_it_filters(admin_site: Client) -> None:
         ("kind=tier", ["gold"]),
         ("who=ada", ["gold"]),
         ("who=nobody", []),
+        ("who=admin:roo", []),
         ("q=gold", ["gold"]),
         ("from=-1h", ["acme"]),
         ("until=-1h", ["gold"]),
@@ -62,6 +64,18 @@ def test_it_filters(admin_site: Client) -> None:
         response = admin_site.get(f"{LOG}?{query}")
         assert response.status_code == 200, response.headers
         assert [entry.target for entry in response.context["cl"].result_list] == found, query
+
+
+def test_it_links_an_entry_to_its_object_only_where_that_has_a_page_for_the_reader(admin_site: Client) -> None:
+    kept, gone = make_account("kept"), make_account("gone")
+    audit.audited_delete(gone, actor="admin:root")
+    for client, links in (
+        (admin_site, {f"/admin/accounts/account/{kept.pk}/change/"}),
+        (logged_in(make_staff("accounts.view_auditentry")), set()),
+    ):
+        page = client.get(f"{LOG}?kind=account").content.decode()
+        assert set(re.findall(r"/admin/accounts/account/[^/\"]+/change/", page)) == links
+        assert ">gone<" in page
 
 
 @pytest.mark.parametrize("query", ["from=yesterday", "older=nonsense"])

@@ -67,9 +67,11 @@ def test_it_counts_open_alerts() -> None:
 
 
 def test_it_finds_accounts_keys_requests_and_actions() -> None:
-    client, issued = logged_in(make_admin()), make_key(account=make_account("acme"), name="nightly")
+    account = make_account("acme", display_name="Blue Ocean GmbH")
+    client, issued = logged_in(make_admin()), make_key(account=account, name="Nightly")
     record = recorded(issued, label="req-42")
-    assert f"/admin/accounts/account/{issued.key.account_id}/change/" in found(client, "acm")
+    for term in ("acm", "blue o"):
+        assert f"/admin/accounts/account/{issued.key.account_id}/change/" in found(client, term)
     for term in ("night", issued.key.prefix):
         assert f"/admin/accounts/apikey/{issued.key.pk}/change/" in found(client, term)
     for term in ("req-42", record.id[:12]):

@@ -74,7 +74,7 @@ function show(found) {
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
   showStanding(standing);
-  byId("range-told").textContent = `${rangeName(range)}, all keys of the account, by ${range.unit} (${TIME_ZONE}).`;
+  byId("range-text").textContent = `${rangeName(range)}, all keys of the account, by ${range.unit} (${TIME_ZONE}).`;
   byId("empty").hidden = whole.requests > 0;
   byId("filled").hidden = whole.requests === 0;
   byId("csv").disabled = whole.requests === 0;

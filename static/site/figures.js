@@ -1,15 +1,10 @@
 // The account's usage: tiles, six charts and a table of groups, from the series of GET /usage.
 
-import { drawChart } from "./charts.js";
+import { drawChart, NUMBERS } from "./charts.js";
 import { byId, element, table } from "./dom.js";
 import { count, exactly, exactMoney, knownMoney, milliseconds, money, percent, TIME_ZONE } from "./format.js";
 import { bucketName } from "./ranges.js";
 import { answered, costsByGroup, groupName, onBuckets } from "./usage.js";
-
-const inNumbers = (value, isExact) => (isExact ? exactly(value) : count(value));
-const inMoney = (value, isExact) => (isExact ? exactMoney(Number(value).toFixed(9)) : money(value));
-const dollarTick = (value, step) => `$${value.toFixed(Math.max(2, step ? Math.ceil(-Math.log10(step)) : 2))}`;
-const inTime = (value) => milliseconds(value);
 
 /** Show the usage of a range: totals, series by time, by time and group, and by group. */
 export function showFigures({ range, whole, series, split, parts, group }) {
@@ -47,7 +42,7 @@ function charts(buckets, whole, split, group, unit) {
   const read = (name, of, absent = 0) => ({ name, values: buckets.map(({ figures }) => (figures ? of(figures) : absent)) });
   const asked = (figures) => figures.cache_hits + figures.cache_misses;
   const starts = buckets.map(({ start }) => start);
-  const bars = { kind: "bars", format: inNumbers };
+  const bars = { kind: "bars", ...NUMBERS.count };
   return [
     {
       ...bars, id: "requests", title: "Requests and errors", unit: `Requests per ${unit}`,
@@ -62,12 +57,12 @@ function charts(buckets, whole, split, group, unit) {
       empty: "No tokens in this range: no request was answered by a model.",
     },
     {
-      kind: "bars", format: inMoney, tick: dollarTick, id: "cost", title: `Cost by ${group}`, unit: `US dollars per ${unit}`,
+      kind: "bars", ...NUMBERS.money, id: "cost", title: `Cost by ${group}`, unit: `US dollars per ${unit}`,
       sets: costsByGroup(split, starts, group), summary: `${knownMoney(whole).replace(/^./, (letter) => letter.toUpperCase())} altogether.`,
       empty: "No costs in this range: answers were free, or their model has no price. See the prices under Models.",
     },
     {
-      kind: "lines", format: inTime, id: "latency", title: "Latency of answers", unit: "Time",
+      kind: "lines", ...NUMBERS.time, id: "latency", title: "Latency of answers", unit: "Time",
       sets: [read("p95: 95 of 100 are faster", (each) => each.latency_ms?.p95 ?? null, null), read("p50: the middle one", (each) => each.latency_ms?.p50 ?? null, null)],
       summary: `p50 ${milliseconds(whole.latency_ms?.p50)}, p95 ${milliseconds(whole.latency_ms?.p95)}.`,
       empty: "No answers in this range, so there is nothing to time.",
@@ -78,7 +73,7 @@ function charts(buckets, whole, split, group, unit) {
       empty: "No request in this range asked the cache. Requests to /chat and /summarize do, and under /v1 those with temperature 0.",
     },
     {
-      kind: "bars", format: inMoney, tick: dollarTick, id: "saved", title: "Saved by cache and sharing", unit: `US dollars per ${unit}`,
+      kind: "bars", ...NUMBERS.money, id: "saved", title: "Saved by cache and sharing", unit: `US dollars per ${unit}`,
       sets: [read("saved", (each) => Number(each.saved_cost))], summary: `${money(whole.saved_cost)} altogether.`,
       empty: "Nothing saved in this range. Send the same request to /chat twice: the second answer comes from the cache, and is free.",
     },

@@ -50,7 +50,7 @@ function showModels() {
   return names.length;
 }
 
-/** Show what belongs to the form as it stands: fields, the models' prices, the second answer, the code. */
+/** Show what the filled-in form needs: fields, the models' prices, the second answer, the code. */
 function showForm() {
   const isComparing = Boolean(byId("compare").value);
   panes[1].part("pane").hidden = !isComparing;

@@ -55,8 +55,9 @@ function summary(limited, source) {
   return sentences.filter(Boolean).join(" ");
 }
 
-/** Describe what is used of a limit, and when it resets. */
+/** Describe what is used of a limit, and when it resets; nothing if that is unknown. */
 function sentence(state) {
+  if (state.used === null) return "";
   const who = state.owner.startsWith("account") ? "You have" : `${holder(state).replace(/^t/, "T")} has`;
   const [verb, when] = state.name === "concurrent_requests" ? ["", "open"] : ["used ", state.name.endsWith("per_minute") ? "in the last minute" : "this month"];
   const unit = isMoney(state) ? "" : state.name.includes("tokens") ? " tokens" : " requests";
@@ -74,7 +75,7 @@ function reset(state) {
 
 function card(state) {
   const { forecast } = state;
-  const [grade, told] = gradeOf(state);
+  const [grade, text] = gradeOf(state);
   const title = `${exact(state, state.used)} of ${exact(state, state.limit)} used, ${exact(state, state.remaining)} left`;
   return element(
     "div",
@@ -82,14 +83,15 @@ function card(state) {
     element("h3", {}, nameOf(state), element("span", {}, ownerOf(state))),
     element("p", { class: "left", title }, `${shown(state, state.remaining)} left `, element("small", {}, `of ${shown(state, state.limit)}`)),
     element("progress", { max: "1", value: String(Math.min(1, share(state))), "aria-label": `${nameOf(state)}, ${ownerOf(state)}: ${title}` }),
-    element("p", { class: "small" }, element("span", { class: "state" }, told && `${told} `), sentence(state)),
+    element("p", { class: "small" }, element("span", { class: "state" }, text && `${text} `), sentence(state)),
     forecast && Number(state.remaining) > 0 ? element("p", { class: forecast.reached ? "small state warn-text" : "small" }, forecast.text) : null,
   );
 }
 
 function unlimited(limits) {
-  const free = Object.groupBy(limits.filter((state) => state.limit === null), ownerOf);
+  const free = new Map();
+  for (const state of limits.filter((each) => each.limit === null)) free.set(ownerOf(state), [...(free.get(ownerOf(state)) ?? []), state]);
   const used = (state) => (state.used === null || !state.name.startsWith("monthly") ? "" : ` (${exact(state, state.used)} used)`);
   const names = (states) => new Intl.ListFormat("en").format(states.map((state) => nameOf(state).toLowerCase() + used(state)));
-  return Object.entries(free).map(([owner, states]) => `${owner.replace(/^t/, "T")} has no limit on ${names(states)}.`).join(" ");
+  return [...free].map(([owner, states]) => `${owner.replace(/^t/, "T")} has no limit on ${names(states)}.`).join(" ");
 }
