@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin, messages
@@ -18,7 +18,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from accounts.admin.base import Confirmation, action, actor_of, ask, column, display, found, is_confirmed, page
+from accounts.admin.base import LINK, Confirmation, action, actor_of, ask, column, display, found, is_confirmed, page
 from accounts.admin.lists import KeysetAdmin, KeysetChangeList
 from accounts.audit import audit_event
 from core.formats import quantity, span_text, utc_text
@@ -26,7 +26,16 @@ from monitoring.models import VIEW_RECORDS, Alert, AlertDelivery
 from operations import overview
 from operations.alerts.conditions import advice
 from operations.alerts.deliveries import send_test_alert
-from operations.alerts.groups import BUDGET_ERROR, AlertGroup, affected_by, allowed, group_alerts, group_of, log_url
+from operations.alerts.groups import (
+    BUDGET_ERROR,
+    AlertGroup,
+    affected,
+    affected_records,
+    allowed,
+    group_alerts,
+    group_of,
+    log_url,
+)
 from operations.alerts.incidents import is_anybody_notified
 
 __all__ = ["AlertAdmin", "overview"]
@@ -35,10 +44,8 @@ OPEN, RESOLVED = "Open", "Resolved"
 STATE_BADGES = {OPEN: "danger", RESOLVED: "success"}
 NO_CHANNEL = "Set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS, then restart and send a test alert."
 NOBODY = format_html('<span title="{}">⚠ No channel set up</span>', NO_CHANNEL)
-RESOLVED_ADVICE = "Nothing: it is resolved. Should it happen again, "
 #: Accounts and models that an alert's page names, of each.
 MOST_AFFECTED = 5
-LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
 
 
 class StateFilter(SimpleListFilter):
@@ -104,13 +111,13 @@ class AlertAdmin(KeysetAdmin):
             raise PermissionDenied
         alert = found(self, request, unquote(object_id))
         group = group_of(alert)
-        told = advice(group.lead)
         context = {
             "original": group.title,
             "alert": alert,
             "group": group,
             "when": span_text(group.since, group.until, now()),
-            "advice": told if group.until is None or not told else RESOLVED_ADVICE + told[:1].lower() + told[1:],
+            # A budget that was raised, or a new month: there is no next time to prepare for.
+            "advice": "" if group.until and alert.kind == Alert.Kind.BUDGET else advice(group.lead),
             "links": allowed(request, group.links),
             "deliveries": list(_deliveries(alert)),
             "no_channel": "" if is_anybody_notified() else NO_CHANNEL,
@@ -160,11 +167,15 @@ class AlertAdmin(KeysetAdmin):
 
 def _requests(group: AlertGroup) -> dict[str, Any]:
     """Return the requests that a group affected, and for each account and model how many, with the URL of the log."""
-    seen = affected_by(group)
+    records = affected_records(group)
+    seen = affected(records)
     more = {} if "status" in group.filters else {"error_code": BUDGET_ERROR}
 
-    def part(name: str, by: str, numbers: Mapping[str, int]) -> tuple[str, list[tuple[str, int, str]], int]:
-        most = Counter(numbers).most_common(MOST_AFFECTED)
+    def part(name: str, by: str, column: str) -> tuple[str, list[tuple[str, int, str]], int]:
+        numbers = Counter[str]()
+        for text, number in records.values_list(column, "count"):
+            numbers[text] += number
+        most = numbers.most_common(MOST_AFFECTED)
         rows = [(text, number, log_url(group, **more, **{by: text})) for text, number in most if text]
         return name, rows, len(numbers) - len(most)
 
@@ -172,7 +183,7 @@ def _requests(group: AlertGroup) -> dict[str, Any]:
         "affected": seen,
         "verb": ("were" if seen.requests > 1 else "was") + " refused by the budget" if more else "failed",
         "affected_url": log_url(group, **more),
-        "affected_parts": [part("Accounts", "account", seen.accounts), part("Models", "model", seen.models)],
+        "affected_parts": [part("Accounts", "account", "account_name"), part("Models", "model", "model")],
     }
 
 

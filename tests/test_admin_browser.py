@@ -294,8 +294,8 @@ def test_it_tells_a_request_and_prints_a_statement(admin: Page, platform: Servic
     admin.click("#result_list tbody th a")
     expect(admin.locator(".rq-story h1")).to_contain_text("Answered by")
     assert grave_faults(admin) == []
-    admin.click("#copy-id")
-    expect(admin.locator("#copied")).not_to_be_empty()
+    admin.click("[data-copy]")
+    expect(admin.locator("[data-copy] + [role=status]")).not_to_be_empty()
     admin.click("a:has-text('Usage report')")
     assert grave_faults(admin) == []
     admin.click("tr:has-text('told') >> text=statement")

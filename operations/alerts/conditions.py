@@ -18,7 +18,7 @@ from accounts.limits.local import wall_clock
 from accounts.limits.types import SECOND, Subject
 from accounts.models import Account, ApiKey, Budgets
 from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
-from core.formats import count, duration, money, percent, quantity, utc_text
+from core.formats import duration, exact_money, percent, quantity, utc_text
 from core.money import nano_dollars
 from core.times import month_end, month_of
 from inference.models import Deployment
@@ -67,15 +67,15 @@ def error_rate() -> Iterator[Condition]:
     requests, failed = sums["requests"] or 0, sums["failed"] or 0
     limit = settings.ALERT_ERROR_RATE
     share = failed / requests if requests else 0.0
-    if share * 100 < limit / 2 or not failed:
+    if failed * 200 < limit * requests or not failed:
         return
     yield Condition(
         Alert.Kind.ERRORS,
         "errors",
         f"{percent(share)} of requests are failing",
-        f"{count(failed)} of {quantity(requests, 'request')} in the last 5 minutes failed with a 5xx status "
+        f"{failed:,} of {requests:,} requests in the last 5 minutes failed with a 5xx status "
         f"({percent(share)}; the alert is set to {limit:g} %).",
-        is_on=share * 100 >= limit and requests >= FEWEST_REQUESTS,
+        is_on=failed * 100 >= limit * requests and requests >= FEWEST_REQUESTS,
     )
 
 
@@ -107,10 +107,11 @@ def budgets_used() -> Iterator[Condition]:
         spent, tokens, cost = settled[subject], budget.monthly_token_budget, nano_dollars(budget.monthly_cost_budget)
         model = subject.model or ""
         if tokens:
-            amounts = f"{count(spent.tokens)} of {count(tokens)} tokens"
+            amounts = f"{spent.tokens:,} of {tokens:,} tokens"
             yield from _levels(holder, model, "tokens", spent.tokens, tokens, amounts, month)
         if cost:
-            yield from _levels(holder, model, "cost", spent.cost, cost, f"{money(spent.cost)} of {money(cost)}", month)
+            amounts = f"{exact_money(spent.cost)} of {exact_money(cost)}"
+            yield from _levels(holder, model, "cost", spent.cost, cost, amounts, month)
 
 
 def _levels(

@@ -5,13 +5,12 @@ What they are about are links: deployment, provider, account, key, and the reque
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlencode, urlsplit
 
-from django.db.models import Model, Q
+from django.db.models import Count, Model, Q, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import resolve, reverse
 
@@ -211,36 +210,31 @@ def log_of(begin: datetime, until: datetime | None, filters: Mapping[str, str]) 
 
 @dataclass(frozen=True, slots=True)
 class Affected:
-    """Numbers of requests by account and by model; at least, unless `is_all`."""
+    """Numbers of requests and of their accounts; at least, unless `is_all`."""
 
-    accounts: Mapping[str, int]
-    models: Mapping[str, int]
-    is_all: bool = True
-
-    @property
-    def requests(self) -> int:
-        """Return the number of requests."""
-        return sum(self.accounts.values())
+    requests: int
+    accounts: int
+    is_all: bool
 
     def __str__(self) -> str:
         if not self.requests:
             return "no request"
         at_least = "" if self.is_all else "at least "
-        return f"{at_least}{quantity(self.requests, 'request')} from {quantity(len(self.accounts), 'account')}"
+        return f"{at_least}{quantity(self.requests, 'request')} from {quantity(self.accounts, 'account')}"
 
 
-def affected(condition: Q, begin: datetime, until: datetime | None = None) -> Affected:
-    """Count requests in the time of `log_of`: the newest COUNTED records at most."""
+def newest(condition: Q, begin: datetime, until: datetime | None = None) -> QuerySet[RequestRecord]:
+    """Return the records in the time of `log_of`: the newest COUNTED at most."""
     found = RequestRecord.objects.filter(condition, admitted_at__gte=begin)
     if until is not None:
         found = found.filter(admitted_at__lt=(until + MINUTE).replace(second=0, microsecond=0))
-    rows = list(found.order_by("-admitted_at", "-pk").values_list("account_name", "model", "count")[:COUNTED])
-    accounts: Counter[str] = Counter()
-    models: Counter[str] = Counter()
-    for account, model, number in rows:
-        accounts[account] += number
-        models[model] += number
-    return Affected(accounts, models, is_all=len(rows) < COUNTED)
+    return found.order_by("-admitted_at", "-pk")[:COUNTED]
+
+
+def affected(records: QuerySet[RequestRecord]) -> Affected:
+    """Count the requests of the `newest` records."""
+    sums = records.aggregate(requests=Sum("count"), accounts=Count("account_name", distinct=True), records=Count("pk"))
+    return Affected(sums["requests"] or 0, sums["accounts"], is_all=sums["records"] < COUNTED)
 
 
 #: The requests that a used-up budget refused.
@@ -249,10 +243,10 @@ REFUSED = Q(status=429, error_code=BUDGET_ERROR)
 _COLUMNS = {"account": "account_name", "key": "key_name", "model": "model"}
 
 
-def affected_by(group: AlertGroup) -> Affected:
-    """Count the requests that failed in the time of a group, or that a budget refused."""
+def affected_records(group: AlertGroup) -> QuerySet[RequestRecord]:
+    """Return the newest records that failed in the time of a group, or that a budget refused."""
     given = Q(**{_COLUMNS[name]: value for name, value in group.filters.items() if value and name in _COLUMNS})
-    return affected(
+    return newest(
         (OUTCOMES[Outcome.FAILED] if "status" in group.filters else REFUSED) & given, group.begin, group.until
     )
 

@@ -279,8 +279,8 @@ def _costs(reading: Reading, starts: Sequence[datetime]) -> list[Set]:
 
 
 SHOWN, RECENT = 5, 10
-#: Failed records that are read at most, and groups of them that are shown.
-FAILURES, SHOWN_FAILURES = 200, 6
+#: Failed records that are read at most, and different causes that a group of them names.
+FAILURES, CAUSES = 200, 3
 #: Most names that a filter suggests, and how long ago models and endpoints were used; others can be typed.
 SUGGESTED, SUGGESTED_SINCE = 200, timedelta(days=90)
 
@@ -361,29 +361,35 @@ def top_callers(asked: DashboardQuery) -> TopCallers:
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Failed requests of one account, model, status and cause: the newest one, their number, and the log's query."""
+    """Failed requests of one account, model, status and code: the newest one, their number, and the log's query."""
 
     newest: RequestRecord
-    cause: str
-    requests: int
+    causes: str
+    number: str
     query: str
 
 
-def recent_failures(asked: DashboardQuery) -> list[FailureGroup]:
-    """Return the newest FAILURES failed (5xx) records of the span in groups; they have an index."""
+def recent_failures(asked: DashboardQuery, number: int) -> list[FailureGroup]:
+    """Return the newest FAILURES failed (5xx) records of the span in at most `number` groups; they have an index."""
     records = records_within(asked.span.begin, asked.span.end, asked.scope).filter(OUTCOMES[Outcome.FAILED])
-    alike: dict[tuple[str, str, int, str], list[RequestRecord]] = {}
-    for record in records.order_by("-admitted_at", "-pk")[:FAILURES]:
-        alike.setdefault((record.account_name, record.model, record.status, cause(record)), []).append(record)
-    return [
-        FailureGroup(
-            newest=found[0],
-            cause=why,
-            requests=sum(each.count for each in found),
-            query=asked.log_query(status=str(status), account=account, **({"model": model} if model else {})),
+    latest = list(records.order_by("-admitted_at", "-pk")[:FAILURES])
+    alike: dict[tuple[str, str, str, str], list[RequestRecord]] = {}
+    for record in latest:
+        values = (record.account_name, record.model, str(record.status), record.error_code)
+        alike.setdefault(values, []).append(record)
+    groups = []
+    for values, found in list(alike.items())[:number]:
+        filters = zip(("account", "model", "status", "error_code"), values, strict=True)
+        requests = count(sum(each.count for each in found))
+        groups.append(
+            FailureGroup(
+                newest=found[0],
+                causes="; ".join(list(dict.fromkeys(map(cause, found)))[:CAUSES]),
+                number=requests if len(latest) < FAILURES else f"at least {requests}",
+                query=asked.log_query(**{name: value for name, value in filters if value}),
+            )
         )
-        for (account, model, status, why), found in list(alike.items())[:SHOWN_FAILURES]
-    ]
+    return groups
 
 
 def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:

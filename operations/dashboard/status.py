@@ -12,7 +12,7 @@ from django.urls import reverse
 
 from core.formats import clock_text, percent, quantity, span_text
 from monitoring.models import OUTCOMES, Alert, Outcome
-from operations.alerts.groups import AlertGroup, Link, affected, affected_by, group_of, log_of, log_url
+from operations.alerts.groups import AlertGroup, Link, affected, affected_records, group_of, log_of, log_url, newest
 from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
 from operations.dashboard.sections import Lag
@@ -52,7 +52,7 @@ def platform_status(
         group, more = incidents[0], len(incidents) - 1
         text = f"{group.title}, since {clock_text(group.since, now)}"
         if "status" in group.filters:
-            text += f"; {affected_by(group)} failed"
+            text += f"; {affected(affected_records(group))} failed"
         text += f"; {quantity(more, 'more incident')}" if more else ""
         return Status(BAD, f"{text}.", [*group.links, _alert_link(group)])
     if lag.is_late:
@@ -67,25 +67,24 @@ def platform_status(
 def outage_ended(asked: DashboardQuery) -> AlertGroup | None:
     """Return the newest outage of a provider that ended in the span; None if there was none."""
     over = Alert.objects.filter(kind=Alert.Kind.PROVIDER, ended_at__range=(asked.span.begin, asked.span.end))
-    newest = over.order_by("-ended_at").first()
-    return group_of(newest) if newest else None
+    last = over.order_by("-ended_at").first()
+    return group_of(last) if last else None
 
 
 def _calm(asked: DashboardQuery, reading: Reading, ended: AlertGroup | None, now: datetime) -> Status:
     """Return the sentence for a platform without an open incident."""
     total, span = reading.total, SPANS.get(asked.name, "in this range")
-    share = total.failed / total.requests if total.requests else 0.0
     filtered = " with these filters" if asked.filters else ""
     text = f"{quantity(total.requests, 'request') if total.requests else 'no requests'} {span}{filtered}"
-    text += f", {percent(share)} failed." if total.requests else "."
+    text += f", {percent(total.failed / total.requests)} failed." if total.requests else "."
     links = []
     if total.failed:
         links.append((quantity(total.failed, "failed request"), reverse(LOG) + asked.log_query(status="failed")))
     if ended is not None:
-        during = f"{span_text(ended.since, ended.until, now)}: {ended.title}; {affected_by(ended)} failed"
-        text += f" {during}."
+        failed = affected(affected_records(ended))
+        text += f" {span_text(ended.since, ended.until, now)}: {ended.title}; {failed} failed."
         links += [("Failed requests of the outage", log_url(ended)), _alert_link(ended)]
-    if share * 100 >= settings.ALERT_ERROR_RATE:
+    if total.failed and total.failed * 100 >= settings.ALERT_ERROR_RATE * total.requests:
         return Status(WARNING, f"No incident is open now, but many requests failed: {text}", links)
     return Status(GOOD, f"All well{' now' if ended else ''}: {text}", links)
 
@@ -108,7 +107,7 @@ def _outage(
     what = f"has been down{begun}" if is_all and begun else "is down" if is_all else f"is failing{begun}"
     # Calls failed before the breaker opened. The minute is that of the link, so that the log has as many.
     begin = ((since or now) - timedelta(minutes=1)).replace(second=0, microsecond=0)
-    failed = affected(OUTCOMES[Outcome.FAILED] & Q(model__in=models), begin)
+    failed = affected(newest(OUTCOMES[Outcome.FAILED] & Q(model__in=models), begin))
     text = f"{provider} {what}{cause}: {quantity(len(models), 'model')} affected, {failed} failed."
     if others := sorted(set(names) - {provider}):
         text += f" Also failing: {', '.join(others)}."

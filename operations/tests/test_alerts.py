@@ -156,7 +156,7 @@ class TestIncidents:
         page = logged_in(make_admin()).get(f"{ALERTS}{alert.pk}/change/").content.decode()
         assert f"email {OPS} (resolved): 2026-11-24 11:28 UTC" in page
         assert f"10:05{NOTHING}11:28 UTC (83 min)" in page
-        assert "Nothing: it is resolved. Should it happen again, open the failed requests" in page
+        assert "It is resolved. Next time: Open the failed requests" in page
 
 
 def patiently(do: Callable[[], T]) -> T:
@@ -293,6 +293,12 @@ class TestBudgets:
         ended = [text for text in mailed(BOSS) if text.startswith("Resolved")]
         assert ended == [f"Resolved: Account {account.name} has used 100 % of its token budget"]
 
+    def test_its_text_has_the_exact_figures(self, cast: Cast, account: Account) -> None:
+        budgeted(account, 1_000_000)
+        recorded(cast.owner, input_tokens=999_600, output_tokens=0, cost=0)
+        (condition,) = (each for each in budgets_used() if each.is_on)
+        assert "999,600 of 1,000,000 tokens of this month's budget (99 %)" in condition.text
+
     def test_it_ends_when_the_budget_is_raised_and_not_by_a_hair(self, cast: Cast, account: Account) -> None:
         recorded(cast.owner, input_tokens=500, output_tokens=0, cost=0)
         assert len(budgets()) == 1
@@ -333,19 +339,20 @@ class TestBudgets:
 
 @pytest.mark.parametrize(
     ("requests", "failed", "refused", "is_on"),
-    [(20, 2, 0, [True]), (30, 2, 0, [False]), (30, 2, 20, []), (5, 5, 0, [False]), (0, 0, 0, [])],
-    ids=["many", "lingers until half of that", "less", "of a handful", "none"],
+    [(20, 2, 0, [True]), (100, 29, 0, [True]), (30, 2, 0, [False]), (30, 2, 20, []), (5, 5, 0, [False]), (0, 0, 0, [])],
+    ids=["many", "exactly as many", "lingers until half of that", "less", "of a handful", "none"],
 )
 def test_it_alerts_when_too_many_requests_fail(
-    cast: Cast, requests: int, failed: int, refused: int, is_on: list[bool]
+    cast: Cast, settings: Settings, requests: int, failed: int, refused: int, is_on: list[bool]
 ) -> None:
+    settings.ALERT_ERROR_RATE = 29.0 if requests == 100 else settings.ALERT_ERROR_RATE
     for number in range(requests):
         recorded(cast.owner, status=502 if number < failed else 200)
     if refused:
         recorded(cast.owner, count=refused, status=429)
     found = list(error_rate())
     assert [condition.is_on for condition in found] == is_on
-    if is_on == [True]:
+    if is_on == [True] and requests == 20:
         assert (found[0].title, "2 of 20 requests" in found[0].text) == ("10 % of requests are failing", True)
 
 

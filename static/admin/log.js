@@ -1,5 +1,6 @@
 // The request log: drag over the histogram to choose a time, follow new requests, and keep views in this browser.
 
+import "./copy.js";
 import { byId, element } from "../site/dom.js";
 
 const histogram = byId("log-histogram");

@@ -1,7 +1,8 @@
 // The overview of an account or a key: draws its charts and copies its request.
 
+import "./copy.js";
 import { NUMBERS, drawChart } from "../site/charts.js";
-import { byId, copy } from "../site/dom.js";
+import { byId } from "../site/dom.js";
 
 function drawCharts() {
   const { axis, charts } = JSON.parse(byId("overview-data").textContent);
@@ -14,8 +15,4 @@ function drawCharts() {
 if (byId("overview-data")) {
   drawCharts();
   new MutationObserver(drawCharts).observe(document.documentElement, { attributeFilter: ["class"] });
-}
-for (const button of document.querySelectorAll("[data-copy]")) {
-  const box = button.parentElement;
-  button.addEventListener("click", () => copy(box.querySelector("code").textContent, box.querySelector("[role=status]")));
 }

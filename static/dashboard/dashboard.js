@@ -2,6 +2,7 @@
 //
 // A refresh sends the mark of the displayed data. If nothing has changed since, the response is empty and cheap.
 
+import "../admin/copy.js";
 import { NUMBERS, drawChart } from "../site/charts.js";
 import { byId, element } from "../site/dom.js";
 
