@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 import redis  # noqa: E402
+from django.conf import settings  # noqa: E402
 
 from accounts.limits.records import UsageRecord  # noqa: E402
 from accounts.limits.scripts import prefix_of, records_stream  # noqa: E402
@@ -186,6 +187,7 @@ def bytes_per_request(client: Any, url: str, requests: int = 10_000) -> dict[str
 
 def main() -> None:
     """Measure, and print the tables."""
+    settings.configure()  # ledgers are seeded without a database here
     with redis_url() as url:
         client: Any = redis.Redis.from_url(url)
         results = {limit: measure_limit(client, url, limit) for limit in LIMITS}
