@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -125,7 +125,7 @@ class LimitUsage:
 
     `limit` is None if there is none, `used` if it is not counted, or unknown because Redis is down. `reset_at` (µs) is
     when all of it is available again; None for concurrency, and if it is unknown. `source` says where the limit's value
-    comes from; only accounts.explain sets it.
+    comes from; only accounts.explain sets it. Of a budget's `used`, open calls have `reserved` a part.
     """
 
     name: LimitName
@@ -134,6 +134,12 @@ class LimitUsage:
     used: int | None
     reset_at: int | None = None
     source: str = ""
+    reserved: int = 0
+
+    @property
+    def settled(self) -> int:
+        """What is used without the part of open calls; 0 if it is unknown."""
+        return (self.used or 0) - self.reserved
 
     @property
     def remaining(self) -> int | None:
@@ -277,7 +283,9 @@ def usage_of_subject(used: SubjectUsage, now: int, windows: Status | None = None
         LimitName.TOKENS_PER_MINUTE: (used.tokens, tokens.reset_at if tokens is not None else None),
         LimitName.CONCURRENT_REQUESTS: (used.slots, None),
     }
-    return _rows(used.subject, used.settled + used.reserved, now, rates)
+    rows = _rows(used.subject, used.settled + used.reserved, now, rates)
+    reserved = {LimitName.MONTHLY_TOKENS: used.reserved.tokens, LimitName.MONTHLY_COST: used.reserved.cost}
+    return [replace(row, reserved=reserved.get(row.name, 0)) for row in rows]
 
 
 def _rows(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from django.db import Error as DatabaseError
@@ -86,9 +86,18 @@ def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
 @contextmanager
 def repeatable_read() -> Iterator[None]:
     """Run the block's queries on one snapshot of the database. An open transaction keeps its own isolation level."""
-    is_first = not connection.in_atomic_block
-    with transaction.atomic():
-        if is_first and connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    if connection.in_atomic_block:
         yield
+    elif connection.vendor == "sqlite":
+        wrapper: Any = connection
+        wrapper.ensure_connection()  # which sets the mode of the settings
+        mode, wrapper.transaction_mode = wrapper.transaction_mode, "DEFERRED"  # writers need not wait
+        try:
+            with transaction.atomic():
+                yield
+        finally:
+            wrapper.transaction_mode = mode
+    else:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield

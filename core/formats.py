@@ -35,6 +35,8 @@ def quantity(number: int, noun: str) -> str:
 
 def money(nano_dollars: int) -> str:
     """Format nano-dollars as $12.34; amounts below ten cents with two significant digits."""
+    if nano_dollars < 0:
+        return f"-{money(-nano_dollars)}"
     dollars = nano_dollars / NANO_DOLLARS
     if dollars >= 100_000:
         return f"${count(round(dollars))}"
@@ -67,9 +69,9 @@ def known_money(nano_dollars: int, unpriced: int, write: Callable[[int], str] = 
 
 def exact_money(nano_dollars: int) -> str:
     """Format nano-dollars with all significant decimals, at least two."""
-    whole, rest = divmod(nano_dollars, NANO_DOLLARS)
+    whole, rest = divmod(abs(nano_dollars), NANO_DOLLARS)
     digits = f"{rest:09d}"
-    return f"${whole:,}.{digits[:2]}{digits[2:].rstrip('0')}"
+    return f"{'-' if nano_dollars < 0 else ''}${whole:,}.{digits[:2]}{digits[2:].rstrip('0')}"
 
 
 def cents(nano_dollars: int) -> str:
@@ -138,10 +140,13 @@ def day_text(at: datetime) -> str:
 
 
 def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:
-    """Format a time as the time since then, or until then: 42 s ago, in 12 days; within a second of `now`, just now."""
+    """Format a time as the time since then, or until then: 42 s ago, in 12 days.
+
+    Up to a minute ahead of `now` it is "just now": the clock of another node may be ahead.
+    """
     if at is None:
         return absent
     since = (now - at).total_seconds()
-    if since <= -1:
+    if since <= -60:
         return f"in {duration(-since)}"
     return "just now" if since < 1 else f"{duration(since)} ago"

@@ -18,8 +18,7 @@ from django.utils import timezone
 from accounts.admin.base import ModelAdmin, actor_of, page
 from accounts.audit import audit_event
 from accounts.models import Account
-from core.formats import money, percent
-from core.money import nano_dollars
+from core.formats import money
 from monitoring.admin_export import file_response
 from monitoring.export import KIND, Format
 from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert
@@ -119,18 +118,17 @@ def statement_page(request: HttpRequest, account_id: int) -> HttpResponse:
         "report": report,
         "issuer": settings.UNFOLD["SITE_TITLE"],
         "lines": [line for account in report.accounts for line in account.models if line.now.requests],
-        "budget_used": _budget_used(account, report),
+        "budget_used": _budget_used(report),
         "check": log_check(report, account_id, is_wanted="check" in request.GET),
     }
     return render(request, "admin/monitoring/usage_statement.html", context)
 
 
-def _budget_used(account: Account, report: Report) -> str:
-    """Return how much of the monthly budget a month used, as it is set now; "" if there is none."""
-    budget = nano_dollars(account.monthly_cost_budget)
-    if not budget or report.period.name not in ("this-month", "last-month"):
-        return ""
-    return f"{percent(report.total.now.cost / budget)} of the {money(budget)} budget"
+def _budget_used(report: Report) -> str:
+    """Return how much of this month's budget is used, rounded down; "" without a budget, and for another period."""
+    budget, now = next((line.budget for line in report.accounts), None), report.total.now
+    at_least = "at least " if now.unpriced else ""
+    return f"{at_least}{now.cost * 100 // budget} % of the {money(budget)} budget" if budget else ""
 
 
 def _context(period: Period) -> Mapping[str, Any]:

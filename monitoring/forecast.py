@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from django.contrib.humanize.templatetags.humanize import ordinal
-from django.db.models import F, Min, Q, QuerySet, Sum
+from django.db.models import F, Min, Q, Sum
 
 from accounts.limit_usage import LimitUsage, epoch_seconds
 from accounts.limits.types import LIMITS
@@ -28,7 +28,7 @@ Daily = Mapping[datetime, int]
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a monthly budget will have used when its month `ends`, and when it is reached.
+    """What a monthly budget will have used when its month `ends`, and when it is reached; open calls do not count.
 
     `reached_at` is None without a limit, if the budget lasts to the end of the month, or if it is reached already.
     """
@@ -47,9 +47,10 @@ class Forecast:
     @property
     def text(self) -> str:
         """Return a sentence: At this pace about $41 of $60 by 31 December; reached on the 27th."""
-        limit = self.usage.limit
-        if limit is not None and (self.usage.used or 0) >= limit:
-            return f"Calls are refused until {day_text(self.ends)}."
+        limit, model = self.usage.limit, self.usage.subject.model
+        if limit is not None and self.usage.settled >= limit:
+            of_model, but = f" to {model}" if model else "", ", except to free models" if self.usage.is_money else ""
+            return f"Calls{of_model} are refused until {day_text(self.ends)}{'' if model else but}."
         about, write = (about_money, money) if self.usage.is_money else (about_count, count)
         of = "" if limit is None else f" of {write(limit).removesuffix('.00')}"
         reached = f"; reached on the {ordinal(self.reached_at.day)}" if self.reached_at else ""
@@ -98,10 +99,10 @@ def forecast_of(usage: LimitUsage, daily: Daily, now: datetime) -> Forecast:
     """Return the forecast of a monthly budget from its use by day."""
     ends = datetime.fromtimestamp(month_end(month_of(int(now.timestamp()) * SECOND)) // SECOND, tz=UTC)
     recent = {day: amount for day, amount in daily.items() if amount and day >= pace_begin(now)}
-    used, limit, a_day = usage.used or 0, usage.limit, daily_pace(sum(recent.values()), min(recent, default=now), now)
-    expected = used + round(a_day * ((ends - now) / ONE_DAY))
-    reaches = limit is not None and used < limit <= expected
-    reached_at = budget_reached_at(used, limit or 0, a_day, now) if reaches else None
+    a_day = daily_pace(sum(recent.values()), min(recent, default=now), now)
+    limit, expected = usage.limit, usage.settled + round(a_day * ((ends - now) / ONE_DAY))
+    reaches = limit is not None and usage.settled < limit < expected
+    reached_at = budget_reached_at(usage.settled, limit or 0, a_day, now) if reaches else None
     return Forecast(usage, expected, ends, reached_at, daily)
 
 
@@ -112,7 +113,8 @@ def budget_reached_at(used: int, limit: int, a_day: float, now: datetime) -> dat
 
 def cost_paces(now: datetime, accounts: Sequence[int]) -> dict[tuple[int, str], float]:
     """Return the cost a day (nano-dollars) by account (id) and model; those of the models add up to the account's."""
-    rows = _recent_costs(now).filter(account_id__in=accounts).values_list("account_id", "model")
+    recent = Rollup.objects.filter(recent_costs(now), account_id__in=accounts).order_by()
+    rows = recent.values_list("account_id", "model")
     costs = rows.annotate(first=Min("start"), spent=Sum("cost")).order_by("first")
     first: dict[int, int] = {}
     return {
@@ -123,16 +125,17 @@ def cost_paces(now: datetime, accounts: Sequence[int]) -> dict[tuple[int, str], 
 
 def cost_pace(now: datetime, scope: Scope) -> float:
     """Return the cost a day (nano-dollars) of all accounts, or of one: the sum of theirs."""
-    rows = _recent_costs(now).filter(**scope.columns).values("account_id")
+    rows = Rollup.objects.filter(recent_costs(now), **scope.columns).order_by().values("account_id")
     by_account = rows.annotate(first=Min("start"), spent=Sum("cost"))
     days = range(floor(pace_begin(now), DAY), floor(now, DAY) + 1, DAY)
     spent = by_account.aggregate(**{f"from_{day}": Sum("spent", filter=Q(first=day), default=0) for day in days})
     return sum(daily_pace(int(spent[f"from_{day}"]), datetime_of(day), now) for day in days)
 
 
-def _recent_costs(now: datetime) -> QuerySet[Rollup]:
-    recent = {"start__gte": floor(pace_begin(now), DAY), "start__lte": floor(now, DAY), "cost__gt": 0}
-    return Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, **recent).order_by()
+def recent_costs(now: datetime) -> Q:
+    """Return the condition for the rollups of the accounts' costs that give the pace."""
+    days = {"start__gte": floor(pace_begin(now), DAY), "start__lte": floor(now, DAY)}
+    return Q(grain=Rollup.Grain.ACCOUNT_DAY, cost__gt=0, **days)
 
 
 def pace_begin(now: datetime) -> datetime:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import Account
@@ -19,7 +20,7 @@ from core.database import release_connections, repeatable_read
 from core.formats import NOTHING, money, percent
 from core.money import NANO_DOLLARS, dollars, nano_dollars
 from monitoring.export import records_within
-from monitoring.forecast import budget_reached_at, cost_pace, cost_paces
+from monitoring.forecast import budget_reached_at, cost_pace, cost_paces, recent_costs
 from monitoring.models import Rollup
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.log import log_totals
@@ -34,6 +35,7 @@ from monitoring.rollups.queries import (
     caller_names,
     usage_by_account_and_model,
     usage_series,
+    within,
 )
 from monitoring.rollups.verify import span_of_log
 
@@ -121,7 +123,7 @@ class Period:
     def unequal_note(self) -> str:
         """Return why a change would compare times of different lengths; "" if it does not, as of whole months."""
         if self.is_cut:
-            return f"Before {self.begin:%-d %B %Y}, usage is kept by whole days only: that time is shorter."
+            return "Part of the time before is kept by whole days only: it is shorter."
         is_shorter = self.until_before - self.before < self.until - self.begin
         return "The time before has fewer days." if self.is_running and is_shorter else ""
 
@@ -175,7 +177,7 @@ class Line:
         """Format the forecast, with a warning if it exceeds the budget: `⚠ $40.00 of $25.00, reached 1 Dec`."""
         if self.forecast is None:
             return NOTHING
-        if self.budget is None or self.forecast < self.budget:
+        if self.budget is None or max(self.forecast, self.now.cost + 1) <= self.budget:
             return money(self.forecast)
         when = "used up now"
         if self.now.cost < self.budget:
@@ -227,7 +229,7 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
     scope = Scope(account_id=account_id)
     with repeatable_read():
         period, spans = _comparable(period)
-        ranked = _ranked(spans, account_id)
+        ranked = _ranked(period, spans, account_id)
         lines = _lines(period, spans, ranked[:LISTED])
         now = _sum(period.begin, period.until, scope)
         then = _sum(period.before, period.until_before, scope)
@@ -236,7 +238,7 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
         period,
         now=_difference(now, [line.now for line in lines]),
         then=_difference(then, [line.then for line in lines]),
-        pace=pace - sum(line.pace for line in lines),
+        pace=max(0.0, pace - sum(line.pace for line in lines)),
     )
     return Report(period, lines, Line(period, now=now, then=then, pace=pace), rest, len(ranked))
 
@@ -251,9 +253,12 @@ def _comparable(period: Period) -> tuple[Period, Spans]:
         return period, (now, account_parts(period.before, period.until_before))
 
 
-def _ranked(spans: Spans, account_id: int | None) -> Sequence[int]:
-    """Return the ids of the accounts of the report in its order."""
-    return accounts_by_cost(*spans) if account_id is None else [account_id]
+def _ranked(period: Period, spans: Spans, account_id: int | None) -> Sequence[int]:
+    """Return the ids of the accounts of the report in its order: those with usage, or with a forecast."""
+    if account_id is not None:
+        return [account_id]
+    now, then = spans
+    return accounts_by_cost(now, within(then), recent_costs(period.until) if period.is_running else Q())
 
 
 def _sum(begin: datetime, end: datetime, scope: Scope) -> Figures:
@@ -349,10 +354,12 @@ COLUMNS = (
 def csv_rows(period: Period, account_id: int | None = None) -> Iterator[list[list[Any]]]:
     """Return the rows of the report's CSV, by account and model, in batches; what is not known is empty."""
     period, spans = _comparable(period)
-    ranked = _ranked(spans, account_id)
+    ranked = _ranked(period, spans, account_id)
 
     def batch(accounts: Sequence[int]) -> list[list[Any]]:
-        rows = [_csv_row(account, line) for account in _lines(period, spans, accounts) for line in account.models]
+        with repeatable_read():
+            lines = _lines(period, spans, accounts)
+        rows = [_csv_row(account, line) for account in lines for line in account.models]
         release_connections()  # a slow download does not take one from requests
         return rows
 

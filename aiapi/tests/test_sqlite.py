@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections
+from django.db import OperationalError, connections, transaction
 from django.db.utils import load_backend
 
-from core.database import query_timeout
+from core.database import query_timeout, repeatable_read
 from core.env import database_settings
 from core.sqlite import base
 from tests.processes import wait_until
@@ -79,6 +79,25 @@ def test_it_reads_beside_a_writer(ours: Any, writer: sqlite3.Connection, monkeyp
     monkeypatch.setattr(base, "BUSY_SECONDS", 0.0)
     with ours.cursor() as cursor:
         assert cursor.execute("SELECT COUNT(*) FROM written").fetchone() == (0,)
+
+
+def test_it_reads_a_snapshot_without_the_lock_of_writers(ours: Any, path: Path) -> None:
+    def count() -> int:
+        with connections["default"].cursor() as cursor:
+            return int(cursor.execute("SELECT COUNT(*) FROM written").fetchone()[0])
+
+    tested, connections["default"] = connections["default"], ours
+    try:
+        with sqlite3.connect(path, isolation_level=None, timeout=0) as other:
+            with repeatable_read():
+                assert count() == 0
+                other.execute("INSERT INTO written VALUES (1)")
+                assert count() == 0
+            assert count() == 1
+            with transaction.atomic(), pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("INSERT INTO written VALUES (2)")
+    finally:
+        connections["default"] = tested
 
 
 @pytest.mark.parametrize(("busy", "patience"), [(0.1, None), (60.0, 0.1)])

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, tzinfo
-from itertools import chain
 from typing import Any, cast
 
 from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, QuerySet, Sum
@@ -240,13 +239,10 @@ def account_parts(begin: datetime, end: datetime) -> list[Part]:
     return span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))], OF_ACCOUNTS)
 
 
-def accounts_by_cost(*spans: Sequence[Part]) -> list[int]:
-    """Return the ids of the accounts with usage in any of the spans, the highest cost in the first one first."""
-    known = [parts for parts in spans if parts]
-    if not known:
-        return []
-    rows = Rollup.objects.filter(within([*chain(*known)])).order_by().values("account_id")
-    first = within(known[0])
+def accounts_by_cost(parts: Sequence[Part], *others: Q) -> list[int]:
+    """Return the ids of the accounts with rows in a span or of other conditions, the highest cost in the span first."""
+    first = within(parts) if parts else Q(pk__in=())
+    rows = Rollup.objects.filter(Q(first, *others, _connector=Q.OR)).order_by().values("account_id")
     summed = rows.annotate(spent=Sum("cost", filter=first, default=0), asked=Sum("requests", filter=first, default=0))
     return list(summed.order_by("-spent", "-asked", "account_id").values_list("account_id", flat=True))
 

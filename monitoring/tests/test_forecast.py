@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from accounts.key_cache import key_subject
-from accounts.limit_usage import LimitUsage
-from accounts.limits.types import LimitName, Limits, Subject
+from accounts.limit_usage import LimitUsage, usage_of_subject
+from accounts.limits.types import Amount, LimitName, Limits, Subject, SubjectUsage
 from accounts.models import ApiKey
 from accounts.services import api_key_rotate
 from accounts.tests.factories import Cast, make_key
@@ -35,6 +36,7 @@ def days(*amounts: int) -> dict[datetime, int]:
         (100, 1000, days(999, 10, 10, 10, 10, 10, 10, 5), 255, None),  # a day that is a week old
         (100, 1000, days(20, 10), 410, None),  # since the first use, a day and a half ago
         (10, 1000, days(10), 165, None),  # within its first day: that is a day's amount
+        (100, 255, days(10, 10, 10, 10, 10, 10, 5), 255, None),  # reached as the month ends
     ],
 )
 def test_it_goes_on_at_the_pace_of_the_last_days(
@@ -59,7 +61,8 @@ def test_it_goes_on_at_the_pace_of_the_last_days(
             *("monthly_cost", 224 * 10**8, 37_500_000_000, 12 * 10**8),
             "At this pace about $41 of $37.50 by 31 December; reached on the 29th.",
         ),
-        ("monthly_cost", 5, 5, 1, "Calls are refused until 1 January."),
+        ("monthly_cost", 5, 5, 1, "Calls are refused until 1 January, except to free models."),
+        ("monthly_tokens", 5, 5, 1, "Calls are refused until 1 January."),
         ("monthly_cost", 10_000_000, None, 5_200_000, "At this pace about $0.091 by 31 December."),
         ("monthly_tokens", 1_234, 50_000, 100, "At this pace about 2,780 of 50 K by 31 December."),
     ],
@@ -67,6 +70,20 @@ def test_it_goes_on_at_the_pace_of_the_last_days(
 def test_it_is_a_sentence_with_rounded_figures(name: str, used: int, limit: int | None, a_day: int, text: str) -> None:
     usage = LimitUsage(LimitName(name), Subject("account", "1", Limits()), limit, used)
     assert forecast_of(usage, days(*[a_day] * 6, a_day // 2), NOW).text == text
+
+
+def test_it_does_not_count_what_open_calls_have_reserved() -> None:
+    used = SubjectUsage(
+        Subject("account_model", "1:1:gpt-4o", Limits(monthly_cost=60_000_000_000)),
+        *(0, 0, 1, Amount(cost=55_000_000_000), Amount(cost=5_000_000_000)),
+    )
+    usage = next(each for each in usage_of_subject(used, 0) if each.is_money)
+    found = forecast_of(usage, {}, NOW)
+    assert (usage.remaining, found.expected) == (0, 55_000_000_000)
+    assert found.text == "At this pace about $55 of $60 by 31 December."
+    used = replace(used, settled=Amount(cost=60_000_000_000))
+    usage = next(each for each in usage_of_subject(used, 0) if each.is_money)
+    assert forecast_of(usage, {}, NOW).text == "Calls to gpt-4o are refused until 1 January."
 
 
 @pytest.mark.django_db

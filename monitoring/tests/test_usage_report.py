@@ -174,6 +174,26 @@ class TestReport:
         assert site.get(f"{PAGE}999999/").status_code == 404
 
 
+def test_it_shows_sums_that_disagree(site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LISTED", 1)
+    for issued, cost in ((cast.owner, 2_000_000_000), (cast.stranger, 50_000_000)):
+        recorded(issued, admitted_at=micros_at(11, 2), cost=cost)
+    Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY).update(cost=1_750_000_001)
+    page = site.get(PAGE + NOVEMBER).content.decode()
+    assert '<td title="-$0.249999999">-$0.25</td>' in page
+
+
+def test_it_says_how_much_of_this_month_s_budget_is_used(site: Client, cast: Cast) -> None:
+    account = cast.owner.key.account
+    Account.objects.filter(pk=account.pk).update(monthly_cost_budget="10")
+    recorded(cast.owner, admitted_at=micros(timezone.now()), cost=9_996_000_000)
+    statement = f"{PAGE}{account.pk}/"
+    assert "10.00 99 % of the $10.00 budget" in words(site, statement)
+    recorded(cast.owner, admitted_at=micros(timezone.now()), model="priceless", cost=None)
+    assert "at least 99 % of the $10.00 budget" in words(site, statement)
+    assert "budget" not in words(site, f"{statement}?period=last-month")
+
+
 def test_it_never_shows_an_unknown_cost_as_zero(site: Client, cast: Cast) -> None:
     recorded(cast.owner, admitted_at=micros_at(11, 2), model="priceless", cost=None)
     recorded(cast.owner, admitted_at=micros_at(11, 2), cost=1_000_000_000)
@@ -257,10 +277,14 @@ def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client
 def test_it_has_figures_of_a_period_that_just_began(site: Client, cast: Cast) -> None:
     begin = month_begin(timezone.now())
     recorded(cast.owner, admitted_at=micros(begin - timedelta(days=1)), cost=1_000_000_000)
-    line = usage_report(Period.named("this-month", begin)).total
-    assert (line.now.requests, line.now.cost) == (0, 0)
-    assert line.forecast is not None
-    assert line.forecast > 25_000_000_000
+    report = usage_report(Period.named("this-month", begin + timedelta(minutes=20)))
+    total, (line,) = report.total, report.accounts
+    assert (total.now.requests, total.now.cost, report.number) == (0, 0, 1)
+    assert total.forecast is not None
+    assert total.forecast > 25_000_000_000
+    assert total.forecast == line.forecast
+    recorded(cast.stranger, admitted_at=micros(begin - timedelta(days=2)), cost=0)  # has no forecast
+    assert usage_report(Period.named("this-month", begin + timedelta(minutes=20))).number == 1
     assert all("Usage report" in words(site, f"{PAGE}?period={name}") for name in PERIODS)
 
 
