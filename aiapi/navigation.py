@@ -18,6 +18,7 @@ from unfold.dataclasses import SearchResult
 from accounts.admin.base import change_url
 from accounts.keys import SHOWN_PREFIX
 from accounts.models import Account, ApiKey
+from core.formats import utc_text
 from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert, RequestRecord
 from monitoring.selectors import ids_with_prefix
 
@@ -130,5 +131,5 @@ def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
             )
     if request.user.has_perm(VIEW_RECORDS):
         for record in RequestRecord.objects.filter(Q(label=term) | Q(pk__in=ids_with_prefix(term)))[:MOST]:
-            title = f"{record.status} {record.endpoint}, {record.account_name}"
+            title = f"{record.status} {record.endpoint}, {record.account_name}, {utc_text(record.admitted_at)}"
             yield SearchResult(title, "Request", change_url(record), "receipt_long")

@@ -42,7 +42,8 @@ from inference.upstream.breaker import failing
 from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
-BREAKER_BADGES = {"off": "info", "closed": "success", "half-open": "warning", "open": "danger", "no secret": "danger"}
+#: The states of deployments, with the words of the dashboard; whatever is off has no colour.
+STATES = {"OK": "success", "Trying: one trial call": "warning", "Down: no calls": "danger", "Secret missing": "danger"}
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 #: The period in which an account's calls count as recent.
 LATELY = timedelta(days=7)
@@ -59,6 +60,11 @@ class CatalogAdmin(AuditedAdmin):
     """Saves and deletes through the catalog's services; asks before a form switches something off or removes it."""
 
     empty_value_display = NOTHING
+
+    @display(description="state", ordering="is_enabled", label={"On": "success"})
+    def state(self, row: Any) -> str:
+        """Show whether operators have switched the row on."""
+        return "On" if row.is_enabled else "Off"
 
     def write(self, instance: Any, *, actor: str) -> None:
         """Save a row."""
@@ -154,7 +160,7 @@ def preset_of(request: HttpRequest) -> Preset:
 class ProviderAdmin(CatalogAdmin):
     """Providers."""
 
-    list_display = ("name", "base_url", "api_key_variable", "secret", "deployment_count", "is_enabled")
+    list_display = ("name", "base_url", "variable", "secret", "deployment_count", "state")
     add_form_template = "admin/inference/provider/add.html"
     actions_detail = ("test_connection",)
     list_filter = ("is_enabled",)
@@ -303,6 +309,7 @@ class ProviderAdmin(CatalogAdmin):
             return "missing"
         return "set" if provider.secret_variables else "none needed"
 
+    variable = column("secret variable", lambda provider: provider.api_key_variable, ordering="api_key_variable")
     deployment_count = column("deployments", lambda provider: provider.deployment_total, ordering="deployment_total")
 
 
@@ -320,7 +327,7 @@ class DeploymentInline(TabularInline):
 class ModelAdmin(CatalogAdmin):
     """Models."""
 
-    list_display = ("public_name", "kind", "context", "served_by", "answers_by_default", "is_enabled")
+    list_display = ("public_name", "kind", "context", "served_by", "answers_by_default", "state")
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
     fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
@@ -358,7 +365,7 @@ class ModelAdmin(CatalogAdmin):
 
     context = column("context (tokens)", lambda model: count(model.context_size), ordering="context_size")
     served_by = column(
-        "served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "No enabled deployment"
+        "served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "No deployment is on"
     )
 
 
@@ -382,7 +389,7 @@ class PriceInline(TabularInline):
 class DeploymentAdmin(CatalogAdmin):
     """Deployments."""
 
-    list_display = ("name", "model_link", "provider_link", "order", "weight", "price", "breaker", "is_enabled")
+    list_display = ("name", "model_link", "provider_link", "order", "weight", "price", "state")
     list_filter = ("is_enabled", "provider")
     list_select_related = ("model", "provider")
     search_fields = ("upstream_name", "model__public_name", "provider__name")
@@ -397,20 +404,22 @@ class DeploymentAdmin(CatalogAdmin):
         except RedisError:  # unknown while the state store is down
             notices = []
         states = (
-            When(pk__in=[each.deployment_id for each in notices if each.is_open], then=Value("open")),
-            When(pk__in=[each.deployment_id for each in notices], then=Value("half-open")),
+            When(pk__in=[each.deployment_id for each in notices if each.is_open], then=Value("Down: no calls")),
+            When(pk__in=[each.deployment_id for each in notices], then=Value("Trying: one trial call")),
         )
-        state = Case(*states, default=Value("closed"))
+        state = Case(*states, default=Value("OK"))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(breaker_state=state)
         return rows.prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
 
-    @display(description="breaker", label=BREAKER_BADGES)
-    def breaker(self, deployment: Any) -> str:
-        """Show the state of the breaker: an open one passes no calls for a while, then one trial; off: none at all."""
-        if not (deployment.is_enabled and deployment.provider.is_enabled and deployment.model.is_enabled):
-            return "off"
-        if deployment.breaker_state == "closed" and deployment.provider.missing_variables:
-            return "no secret"
+    @display(description="state", label=STATES)
+    def state(self, deployment: Any) -> str:
+        """Show whether the deployment gets calls; if it is off, what was switched off."""
+        kinds = {"": deployment, ": the provider is off": deployment.provider, ": the model is off": deployment.model}
+        for text, row in kinds.items():
+            if not row.is_enabled:
+                return f"Off{text}"
+        if deployment.breaker_state == "OK" and deployment.provider.missing_variables:
+            return "Secret missing"
         return str(deployment.breaker_state)
 
     name = column("name at the provider", lambda row: row.upstream_name, ordering="upstream_name")

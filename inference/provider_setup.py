@@ -110,7 +110,7 @@ def _trouble(cause: str, provider: Provider) -> str:
         "timeout": f"It did not answer within {TEST_SECONDS:g} seconds.",
         "connect timeout": f"Its address did not answer within {TEST_SECONDS:g} seconds.",
         "connection refused": "Nothing is listening at this address and port (connection refused).",
-        "connection: gaierror": "Its host name is unknown: check the URL.",
+        "connection: gaierror": "Its host can't be found: check the URL, and the name server of this machine.",
     }.get(f"http {status}" if status else cause, f"It gave an unexpected answer: {cause}.")
 
 

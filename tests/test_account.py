@@ -152,7 +152,7 @@ def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Serv
     assert "Close to the limit. You have used 900 of 1,000 tokens with gpt-large this month" in told[1]
     assert cards.nth(2).locator(".left").get_attribute("title") == "$4.312 of $25.00 used, $20.688 left"
     expect(cards.nth(0)).to_be_in_viewport()
-    expect(page.locator("#unlimited")).to_have_text("This key has no limit on tokens per minute.")
+    expect(page.locator("#unlimited")).to_have_text("Nothing else is limited.")
     assert watched.hosts() == {f"127.0.0.1:{service.port}"}
     assert watched.keeps(KEY) == []
     assert KEY not in page.content()

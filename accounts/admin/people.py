@@ -26,11 +26,11 @@ from django.template.loader import render_to_string
 from django.urls import path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
+from django.utils.text import Truncator, capfirst
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminRadioSelectWidget
 
-from accounts.admin.base import LINK, AuditedAdmin, action, actor_of, column, display, found
+from accounts.admin.base import LINK, AuditedAdmin, action, actor_of, column, display, found, relative
 from accounts.admin.invitations import InvitationView, invitation_page
 from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
@@ -45,6 +45,8 @@ else:
     GroupBase, UserBase = DjangoGroupAdmin, DjangoUserAdmin
 
 VERBS = ("view", "add", "change", "delete")
+#: How many of those who have a role its page names.
+MOST_HOLDERS = 50
 POWERS = ("is_superuser", "is_staff", "groups", "user_permissions")
 
 
@@ -145,7 +147,7 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
     """The admin of users."""
 
     change_password_form = AdminPasswordChangeForm
-    list_display = ("username", "email", "role", "is_active", "last_login")
+    list_display = ("username", "email", "role", "is_active", "last_seen")
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
     actions_detail = ("invite",)
     conditional_fields: ClassVar[dict[str, str]] = dict.fromkeys(
@@ -178,6 +180,8 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
         if user.is_superuser:
             return "Administrator"
         return ", ".join(sorted(group.name for group in user.groups.all())) or NOTHING
+
+    last_seen = column("last login", lambda user: relative(user.last_login), ordering="last_login")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """Reserve permissions for superusers."""
@@ -231,12 +235,15 @@ class GroupAdmin(GroupBase, RelationsAuditedAdmin):
     list_display = ("name", "purpose", "members")
     add_fieldsets = ((None, {"fields": ("name", "permissions")}),)
     fieldsets = (
-        (None, {"fields": ("name", "powers")}),
+        (None, {"fields": ("name", "purpose", "holders", "powers")}),
         ("Change permissions", {"fields": ("permissions",), "classes": ("collapse",)}),
     )
-    readonly_fields = ("powers",)
+    readonly_fields = ("purpose", "holders", "powers")
     purpose = column("purpose", lambda group: ROLES[group.name][0] if group.name in ROLES else NOTHING)
     members = column("staff", lambda group: group.member_count, ordering="member_count")
+    holders = column(
+        "staff", lambda group: ", ".join(map(str, group.user_set.order_by("username")[:MOST_HOLDERS])) or NOTHING
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Count the users of each role in the same query."""
@@ -293,8 +300,8 @@ ACTIONS = (
     "created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "exported", "password",
     "invited", "tested",
 )  # fmt: skip
-#: How many changed fields the list shows.
-NAMED_FIELDS = 4
+#: How many changed fields the list shows, and how many characters of each.
+NAMED_FIELDS, SHOWN_CHANGE = 3, 60
 
 
 def actor_link(entry: AuditEntry) -> SafeString:
@@ -306,7 +313,7 @@ def actor_link(entry: AuditEntry) -> SafeString:
 class ActorFilter(TextFilter):
     """Filter entries by actor."""
 
-    title = "by"
+    title = "user or key"
     parameter_name = "who"
     placeholder = "admin:NAME, key:ACCOUNT/NAME"
 
@@ -346,7 +353,7 @@ class AuditEntryAdmin(KeysetAdmin):
     """The audit log, read-only."""
 
     list_display = ("when", "by", "action", "kind", "object_link", "fields_changed")
-    list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
+    list_filter = (TimeFilter, ActorFilter, ActionFilter, TargetFilter)
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
     when = column("when", lambda entry: format_html('<span class="whitespace-nowrap">{}</span>', utc_text(entry.at)))
@@ -370,9 +377,9 @@ class AuditEntryAdmin(KeysetAdmin):
 
     @display(description="object")
     def object_link(self, entry: Any) -> str:
-        """Show the name of the object, with a link to its page."""
+        """Show the name of the object, with a link to its page; events such as exports have none."""
         if not entry.has_page:
-            return str(entry.target)
+            return entry.target if entry.target_id else NOTHING
         kinds = {str(model._meta.verbose_name): model._meta for model in self.admin_site._registry}
         kind = kinds[entry.target_type]
         url = reverse(f"admin:{kind.app_label}_{kind.model_name}_change", args=[entry.target_id])
@@ -380,12 +387,15 @@ class AuditEntryAdmin(KeysetAdmin):
 
     @display(description="what changed")
     def fields_changed(self, entry: AuditEntry) -> str:
-        """Show the names of the first changed fields."""
-        if entry.action in ("created", "deleted"):
+        """Show the first changed fields with their values, or the details of an event; the action says the others."""
+        if entry.action in ("created", "deleted", "enabled", "disabled"):
             return ""
-        names = sorted({*entry.before, *entry.after})
-        more = f" and {len(names) - NAMED_FIELDS} more" if len(names) > NAMED_FIELDS else ""
-        return ", ".join(name.replace("_", " ") for name in names[:NAMED_FIELDS]) + more
+        changes = [
+            f"{name}: " + (f"{before} → {after}" if name.replace(" ", "_") in entry.before else after)
+            for name, before, after in entry.changes
+        ]
+        more = f" and {len(changes) - NAMED_FIELDS} more" if len(changes) > NAMED_FIELDS else ""
+        return ", ".join(Truncator(each).chars(SHOWN_CHANGE) for each in changes[:NAMED_FIELDS]) + more
 
     @display(description="changes")
     def changed(self, entry: AuditEntry) -> SafeString:

@@ -306,8 +306,10 @@ def test_it_lists_deployments_with_their_prices_and_breakers(site: Client, deplo
     assert "no price: costs unknown" in site.get(DEPLOYMENTS).content.decode()
     for account in range(FAILURES_TO_OPEN):
         breakers.failed(_route(deployment, Rates()), account)
-    assert "open" in site.get(DEPLOYMENTS).content.decode()
+    assert "Down: no calls" in site.get(DEPLOYMENTS).content.decode()
     assert [notice.deployment_id for notice in failing()] == [deployment.pk]
+    Provider.objects.update(is_enabled=False)
+    assert "Off: the provider is off" in site.get(DEPLOYMENTS).content.decode()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,10 @@ function showModels() {
 
 /** Show what the filled-in form needs: fields, the models' prices, the second answer, the code. */
 function showForm() {
-  const isComparing = Boolean(byId("compare").value);
+  const other = byId("compare");
+  if (other.value === byId("model").value) other.value = "";
+  for (const option of other.options) option.disabled = Boolean(option.value) && option.value === byId("model").value;
+  const isComparing = Boolean(other.value);
   panes[1].part("pane").hidden = !isComparing;
   byId("panes").classList.toggle("two", isComparing);
   byId("send").textContent = isComparing ? "Send to both" : "Send";

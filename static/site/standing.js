@@ -89,9 +89,9 @@ function card(state) {
 }
 
 function unlimited(limits) {
-  const free = new Map();
-  for (const state of limits.filter((each) => each.limit === null)) free.set(ownerOf(state), [...(free.get(ownerOf(state)) ?? []), state]);
-  const used = (state) => (state.used === null || !state.name.startsWith("monthly") ? "" : ` (${exact(state, state.used)} used)`);
-  const names = (states) => new Intl.ListFormat("en").format(states.map((state) => nameOf(state).toLowerCase() + used(state)));
-  return [...free].map(([owner, states]) => `${owner.replace(/^t/, "T")} has no limit on ${names(states)}.`).join(" ");
+  const free = limits.filter((state) => state.limit === null);
+  const used = free.filter((state) => state.used !== null && state.name.startsWith("monthly"))
+    .map((state) => `${exact(state, state.used)}${isMoney(state) ? "" : " tokens"} by ${ownerOf(state)}`);
+  const rest = used.length ? ` Used this month: ${new Intl.ListFormat("en").format(used)}.` : "";
+  return free.length ? `Nothing else is limited.${rest}` : "";
 }
