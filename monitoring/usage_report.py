@@ -46,8 +46,6 @@ PERIODS = {"this-month": (1, 0), "last-month": (1, 1), "this-quarter": (3, 0), "
 CUSTOM = "custom"
 #: The change, as a share of the cost before, from which a factor is easier to read.
 TENFOLD = 9
-#: The cost before, in nano-dollars, under which a change says nothing.
-CENT = NANO_DOLLARS // 100
 #: Requests up to which the report is compared with the log at once, and at most.
 CHECKED_AT_ONCE, CHECKED_AT_MOST = 50_000, 2_000_000
 
@@ -103,15 +101,19 @@ class Period:
         return self.name == "this-month"
 
     @property
+    def whole_before(self) -> str:
+        """Return the name of the whole period before: `October 2026`, `Q3 2026`."""
+        if self.name == CUSTOM:
+            return "Period before"
+        is_quarter = PERIODS[self.name][0] > 1
+        return f"Q{(self.before.month + 2) // 3} {self.before.year}" if is_quarter else f"{self.before:%B %Y}"
+
+    @property
     def before_text(self) -> str:
-        """Return the name of the time that it is compared with: `October 2026`, `Same period in October`."""
-        months, _ = PERIODS.get(self.name, (0, 0))
-        if not months:
-            return "Same period before" if self.is_running else "Period before"
-        quarter = f"Q{(self.before.month + 2) // 3} {self.before.year}"
-        if self.is_running:
-            return f"Same period in {quarter if months > 1 else f'{self.before:%B}'}"
-        return quarter if months > 1 else f"{self.before:%B %Y}"
+        """Return the name of the time that it is compared with: `October 2026`, `Same period in October 2026`."""
+        if not self.is_running:
+            return self.whole_before
+        return "Same period before" if self.name == CUSTOM else f"Same period in {self.whole_before}"
 
     @property
     def until_before(self) -> datetime:
@@ -155,17 +157,15 @@ class Line:
     def shown_change(self) -> str:
         """Format the change: `+12.5 %`, a factor from tenfold on, or `new` if nothing was used before."""
         if self.change is None or self.change_note:
-            is_new = self.now.requests and not self.then.requests and not self.period.unequal_note
+            is_new = self.now.requests and not self.then.requests and not self.period.is_running
             return "new" if is_new else NOTHING
-        if self.change >= TENFOLD:
-            return f"\N{MULTIPLICATION SIGN}{self.change + 1:,.0f}"
-        return f"{'+' if self.change > 0 else ''}{percent(self.change)}"
+        return _change_text(self.change)
 
     @property
     def change_note(self) -> str:
         """Return why no change is shown; "" if one is, or if there was nothing before."""
-        small = self.change is not None and self.then.cost < CENT
-        return self.period.unequal_note or ("The cost before was under one cent." if small else "")
+        is_small = self.change is not None and self.then.cost < NANO_DOLLARS
+        return self.period.unequal_note or ("The cost before was under one dollar." if is_small else "")
 
     @property
     def shown_budget(self) -> str:
@@ -174,7 +174,7 @@ class Line:
 
     @property
     def shown_forecast(self) -> str:
-        """Format the forecast, with a warning if it exceeds the budget: `⚠ $40.00 of $25.00, reached 1 Dec`."""
+        """Format the forecast, with a warning if it exceeds the budget: `⚠ $40.00, reached 1 Dec`."""
         if self.forecast is None:
             return NOTHING
         if self.budget is None or max(self.forecast, self.now.cost + 1) <= self.budget:
@@ -183,7 +183,7 @@ class Line:
         if self.now.cost < self.budget:
             at = budget_reached_at(self.now.cost, self.budget, self.pace, self.period.until)
             when = f"reached {at:%-d %b}"
-        return f"\N{WARNING SIGN} {money(self.forecast)} of {money(self.budget)}, {when}"
+        return f"\N{WARNING SIGN} {money(self.forecast)}, {when}"
 
     @property
     def change(self) -> float | None:
@@ -201,6 +201,13 @@ class Line:
         return self.now.cost + round(self.pace * ((period.end - period.until) / ONE_DAY))
 
 
+def _change_text(change: float) -> str:
+    """Format a change: `+12.5 %`, or a factor from tenfold on."""
+    if change >= TENFOLD:
+        return f"\N{MULTIPLICATION SIGN}{change + 1:,.0f}"
+    return f"{'+' if change > 0 else ''}{percent(change)}"
+
+
 #: The rollups of the period so far, and of the time that it is compared with.
 Spans = tuple[Sequence[Part], Sequence[Part]]
 
@@ -209,7 +216,7 @@ Spans = tuple[Sequence[Part], Sequence[Part]]
 class Report:
     """The LISTED accounts with the highest cost, with lines of their models; the sums of all, and of the `rest`.
 
-    `number` is that of all accounts.
+    `number` is that of all accounts, `before` the sum of the whole period before.
     """
 
     period: Period
@@ -217,6 +224,15 @@ class Report:
     total: Line
     rest: Line
     number: int
+    before: Figures
+
+    @property
+    def forecast_change(self) -> str:
+        """Compare the forecast with the period before: `November 2026: $80.56 (+37 %)`; "" if one is not known."""
+        before, forecast = self.before, self.total.forecast
+        if forecast is None or before.unpriced or before.cost < NANO_DOLLARS:
+            return ""
+        return f"{self.period.whole_before}: {money(before.cost)} ({_change_text(forecast / before.cost - 1)})"
 
     @property
     def unlisted(self) -> int:
@@ -233,6 +249,7 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
         lines = _lines(period, spans, ranked[:LISTED])
         now = _sum(period.begin, period.until, scope)
         then = _sum(period.before, period.until_before, scope)
+        before = _sum(period.before, period.begin, scope) if period.is_running else then
         pace = cost_pace(period.until, scope) if period.is_running else 0.0
     rest = Line(
         period,
@@ -240,7 +257,7 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
         then=_difference(then, [line.then for line in lines]),
         pace=max(0.0, pace - sum(line.pace for line in lines)),
     )
-    return Report(period, lines, Line(period, now=now, then=then, pace=pace), rest, len(ranked))
+    return Report(period, lines, Line(period, now=now, then=then, pace=pace), rest, len(ranked), before)
 
 
 def _comparable(period: Period) -> tuple[Period, Spans]:
@@ -346,7 +363,7 @@ def _has_usage(begin: datetime, end: datetime) -> bool:
 
 #: The columns of the report and of its CSV, named as in the CSV of a key's holder.
 COLUMNS = (
-    *("account", "model", "requests", "input_tokens", "cached_tokens", "output_tokens", "cost_usd"),
+    *("account", "display_name", "model", "requests", "input_tokens", "cached_tokens", "output_tokens", "cost_usd"),
     *("unpriced_requests", "saved_cost_usd", "previous_cost_usd", "change_percent", "forecast_cost_usd"),
 )
 
@@ -370,7 +387,8 @@ def _csv_row(account: Line, line: Line) -> list[Any]:
     now, change = line.now, None if line.change is None else f"{line.change * 100:.1f}"
     cost, before = (None if each.is_cost_unknown else dollars(each.cost) for each in (now, line.then))
     return [
-        *(account.name, line.name, now.requests, now.input_tokens, now.cached_tokens, now.output_tokens),
+        *(account.name, account.display_name, line.name),
+        *(now.requests, now.input_tokens, now.cached_tokens, now.output_tokens),
         *(cost, now.unpriced, dollars(now.saved_cost), before, change),
         None if line.forecast is None else dollars(line.forecast),
     ]

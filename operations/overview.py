@@ -148,18 +148,16 @@ class Overview:
         of = "no budget" if cost.limit is None else f"of {money(cost.limit)}"
         forecast = self.forecasts.get(cost)
         failed = percent(total.failed / total.requests) if total.requests else NOTHING
-        over = f"{count(total.limited)} over a limit"
+        refused = f"{count(total.limited)} over a limit, {count(total.invalid)} invalid"
         log = report = f"{reverse('admin:usage_report')}?{urlencode({'account': self.account.name})}"
         if self.sees_requests:
             log = reverse("admin:monitoring_requestrecord_changelist") + self.log_query
         return [
             Tile("Cost this month", money(used), exact_money(used), of, report),
-            Tile(
-                f"By {forecast.last_day}" if forecast else "By the end of the month",
-                about_money(forecast.expected) if forecast else NOTHING,
-                "",
-                "at this pace",
-                report,
+            *(
+                [Tile(f"By {forecast.last_day}", about_money(forecast.expected), "", "at this pace", report)]
+                if forecast
+                else []
             ),
             Tile(
                 f"Requests, {DAYS} days",
@@ -172,7 +170,7 @@ class Overview:
                 f"Failed, {DAYS} days",
                 failed,
                 f"{total.failed:,}",
-                f"{count(total.failed)} failed, {over}",
+                f"{count(total.failed)} failed, {refused}",
                 f"{log}&status=failed",
             ),
         ]

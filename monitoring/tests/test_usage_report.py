@@ -87,7 +87,7 @@ class TestReport:
     def test_it_names_accounts_as_people_know_them(self, site: Client) -> None:
         Account.objects.filter(name="acme").update(display_name="Acme Corp")
         assert "Acme Corp Statement $3.50" in words(site, PAGE + NOVEMBER)
-        assert rows_of(site, NOVEMBER)[0]["account"] == "acme"
+        assert [rows_of(site, NOVEMBER)[0][name] for name in ("account", "display_name")] == ["acme", "Acme Corp"]
 
     def test_it_gives_what_it_shows_as_csv_with_all_decimals(self, site: Client) -> None:
         rows = rows_of(site, NOVEMBER)
@@ -132,7 +132,7 @@ class TestReport:
         assert usage_report(last_day).total.change_note == "The time before has fewer days."
 
     def test_its_columns_are_named_as_in_the_csv_of_a_key_s_holder(self) -> None:
-        own = {"account", "model", "previous_cost_usd", "change_percent", "forecast_cost_usd"}
+        own = {"account", "display_name", "model", "previous_cost_usd", "change_percent", "forecast_cost_usd"}
         script = Path("static/site/csv.js").read_text()
         assert set(COLUMNS) - own <= set(re.findall(r"^  (\w+):", script, re.MULTILINE))
 
@@ -205,26 +205,27 @@ def test_it_never_shows_an_unknown_cost_as_zero(site: Client, cast: Cast) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cost", "change"), [(30_000_000, "+50 %"), (10_000_000, "-50 %"), (480_000_000, "\N{MULTIPLICATION SIGN}24")]
+    ("cost", "change"),
+    [(3_000_000_000, "+50 %"), (1_000_000_000, "-50 %"), (48_000_000_000, "\N{MULTIPLICATION SIGN}24")],
 )
 def test_it_shows_a_change_so_that_it_can_be_read(site: Client, cast: Cast, cost: int, change: str) -> None:
-    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=20_000_000)
+    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=2_000_000_000)
     recorded(cast.owner, admitted_at=micros_at(11, 15), cost=cost)
-    assert f"$0.020 {change}" in words(site, PAGE + NOVEMBER)
+    assert f"$2.00 {change}" in words(site, PAGE + NOVEMBER)
 
 
-def test_it_shows_no_change_of_less_than_a_cent(site: Client, cast: Cast) -> None:
-    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=1_000_000)
+def test_it_shows_no_change_from_less_than_a_dollar(site: Client, cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=999_000_000)
     recorded(cast.owner, admitted_at=micros_at(11, 15), cost=5_000_000_000)
-    assert "$0.0010 \N{EN DASH}" in words(site, PAGE + NOVEMBER)
-    assert 'title="The cost before was under one cent."' in site.get(PAGE + NOVEMBER).content.decode()
-    assert rows_of(site, NOVEMBER)[0]["change_percent"] == "499900.0"
+    assert "$1.00 \N{EN DASH}" in words(site, PAGE + NOVEMBER)
+    assert 'title="The cost before was under one dollar."' in site.get(PAGE + NOVEMBER).content.decode()
+    assert rows_of(site, NOVEMBER)[0]["change_percent"] == "400.5"
 
 
 @pytest.mark.parametrize(
     ("name", "now", "text"),
     [
-        ("this-month", 11, "Same period in November"),
+        ("this-month", 11, "Same period in November 2026"),
         ("last-month", 11, "October 2026"),
         ("this-quarter", 11, "Same period in Q3 2026"),
         ("last-quarter", 11, "Q2 2026"),
@@ -241,18 +242,18 @@ def test_it_marks_who_will_exceed_a_budget(site: Client, cast: Cast) -> None:
         recorded(cast.owner, admitted_at=micros_at(11, day, 12), cost=1_000_000_000)
     (line,) = usage_report(Period.named("this-month", now)).accounts
     assert line.shown_budget == "$25.00"
-    assert re.fullmatch(r"\N{WARNING SIGN} \$\d\d\.\d\d of \$25\.00, reached 2[5-7] Nov", line.shown_forecast)
+    assert re.fullmatch(r"\N{WARNING SIGN} \$\d\d\.\d\d, reached 2[5-7] Nov", line.shown_forecast)
     Account.objects.filter(name="acme").update(monthly_cost_budget="20")
     (line,) = usage_report(Period.named("this-month", now)).accounts
-    assert line.shown_forecast.endswith(" of $20.00, used up now")
+    assert line.shown_forecast.endswith(", used up now")
     Account.objects.filter(name="acme").update(monthly_cost_budget="99")
     (line,) = usage_report(Period.named("this-month", now)).accounts
     assert line.shown_forecast.startswith("$")
     (line,) = usage_report(Period.named("last-month", datetime(2026, 12, 2, tzinfo=UTC))).accounts
     assert line.budget is None
     recorded(cast.owner, admitted_at=micros(timezone.now() - timedelta(seconds=1)))
-    assert "Budget (US$)" in words(site)
-    assert "Budget (US$)" not in words(site, PAGE + NOVEMBER)
+    assert "Budget Forecast" in words(site)
+    assert "Budget" not in words(site, PAGE + NOVEMBER)
 
 
 def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client, cast: Cast) -> None:
@@ -262,6 +263,11 @@ def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client
     report = usage_report(Period.named("this-month", now))
     assert report.total.now.cost == 20_000_000_000
     assert report.total.forecast == pytest.approx(30_000_000_000, rel=0.01)
+    assert report.forecast_change == ""
+    recorded(cast.owner, admitted_at=micros_at(10, 31, 12), cost=20_000_000_000)
+    report = usage_report(Period.named("this-month", now))
+    assert report.forecast_change == "October 2026: $20.00 (+50 %)"
+    assert report.total.shown_change == NOTHING  # nothing was used until 21 October, but it is not new
     recorded(cast.stranger, admitted_at=micros_at(11, 20, 12), cost=1_000_000_000)  # its first day
     recorded(cast.owner, admitted_at=micros_at(11, 20, 12), model="new", cost=1_000_000_000)
     report = usage_report(Period.named("this-month", now))

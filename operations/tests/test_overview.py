@@ -50,7 +50,10 @@ def test_it_sums_up_an_account_and_each_of_its_keys(cast: Cast) -> None:
     account = overview(cast.owner.key.account)
     tiles = {tile.name: tile for tile in account.tiles}
     assert tiles["Requests, 30 days"].value == "10"
-    assert (tiles["Failed, 30 days"].value, tiles["Failed, 30 days"].more) == ("10 %", "1 failed, 8 over a limit")
+    assert (tiles["Failed, 30 days"].value, tiles["Failed, 30 days"].more) == (
+        "10 %",
+        "1 failed, 8 over a limit, 0 invalid",
+    )
     assert tiles["Failed, 30 days"].url.endswith("?account=acme&status=failed")
     data = account.chart_data
     cost, requests = data["charts"]
