@@ -338,5 +338,5 @@ def test_it_asks_the_same_few_queries_whatever_the_log(
 ) -> None:
     for _ in range(30):
         recorded(cast.owner, cost=1)
-    with django_assert_max_num_queries(28):
+    with django_assert_max_num_queries(25):
         site.get(f"{PAGE}?period=this-month")

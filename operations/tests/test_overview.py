@@ -146,6 +146,7 @@ def test_it_says_what_to_do_without_requests(site: Client, cast: Cast) -> None:
     page = shown(site, cast.stranger.key)
     assert "No requests in the last 30 days" in page
     assert "overview-data" not in page
+    assert "at this pace" not in page
     assert not Rollup.objects.exists()
 
 
