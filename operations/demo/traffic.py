@@ -66,7 +66,7 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A key and how it is used: its share of the requests, what it asks, when, how many are hits, or begin a burst."""
+    """A key and how it is used: its share of the requests, what it asks, when, and how many are hits."""
 
     account: str
     key: str
@@ -79,7 +79,7 @@ class Caller:
     peak: int = 14  # the busiest hour (UTC)
     daily: float = 0.9  # how much the night differs from the day: 0 not at all, 1 most
     hits: float = 0.0
-    limited: float = 0.0
+    bursts: int = 0  # after which it is refused
 
 
 BUSINESS, STARTER = "business", "starter"
@@ -103,7 +103,7 @@ CALLERS = (
     ),
     Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 21_000, 420, peak=9),
     Caller("hooli", "agents", BUSINESS, 14, {RESPONSES: 3, CHAT: 2}, {"llama-3.3-70b": 1}, 2_600, 340, daily=0.3),
-    Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, limited=0.01),
+    Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, bursts=12),
     Caller("umbrella-labs", "ci", STARTER, 3, {CHAT: 1}, {"llama-3.3-70b": 1}, 180, 40, peak=3, hits=0.5),
 )
 
@@ -139,8 +139,9 @@ def requests(
             for attempt in range(random.randint(2, 4) if outage.covers(at) else 1):
                 if (again := at + timedelta(seconds=20 * attempt)) < end:
                     yield _request(caller, keys[caller], again, outage, random)
-            if random.random() < caller.limited:
-                yield from _burst(caller, keys[caller], at, outage, random)
+    for caller in CALLERS:
+        for _ in range(caller.bursts):
+            yield from _burst(caller, keys[caller], begin + random.random() * (end - begin), outage, random)
     first = CALLERS[0]
     for minute in range(OUTAGE_MINUTES):  # however few the requests are, some meet the outage
         yield _request(first, keys[first], outage.begin + timedelta(minutes=minute), outage, random)
