@@ -20,8 +20,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import path
 
-from accounts.admin.base import action, actor_of, found, page
-from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
+from accounts.admin.base import actor_of, found, page
+from accounts.admin.lists import SPANS, IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import file_response, usage_export_page
@@ -175,7 +175,6 @@ class RequestRecordAdmin(KeysetAdmin):
     )
     list_fullwidth = True
     list_before_template = "admin/monitoring/log_before.html"
-    actions_list = ("export_usage",)
     search_fields = ("label",)
     search_help_text = "Request id, or its beginning"
     time_column, search_rows = "admitted_at", SEARCHED
@@ -185,6 +184,7 @@ class RequestRecordAdmin(KeysetAdmin):
         view = self.admin_site.admin_view
         return [
             path("export/", view(self.export_view), name="monitoring_requestrecord_export"),
+            path("export-usage/", view(self.export_usage_view), name="monitoring_requestrecord_export_usage"),
             path("usage/", view(partial(report_page, self)), name="usage_report"),
             path("usage/<int:account_id>/", view(statement_page), name="usage_statement"),
             *super().get_urls(),
@@ -204,6 +204,8 @@ class RequestRecordAdmin(KeysetAdmin):
         if changelist is None:  # invalid parameters were answered with a redirect
             return response
         response.context_data |= {"rows": list(rows(changelist)), "chips": list(chips(changelist))}
+        ends = [*changelist.filter_params.get("from", []), *changelist.filter_params.get("until", [])]
+        response.context_data["is_clock"] = any(each and each not in SPANS for each in ends)
         response.context_data["url"] = request.build_absolute_uri("/chat")
         if is_tail:
             response.template_name = "admin/monitoring/log_rows.html"
@@ -211,9 +213,7 @@ class RequestRecordAdmin(KeysetAdmin):
         shown = histogram(changelist, request)
         response.context_data |= {
             "histogram": shown,
-            "is_last_day": not any(
-                changelist.filter_params.get("from", []) + changelist.filter_params.get("until", [])
-            ),
+            "is_last_day": not any(ends),
             "quick_filters": list(quick_filters(changelist, shown.counts if shown else {})),
             "ranges": list(ranges(changelist)),
             "may_export": self.has_export_permission(request),
@@ -239,10 +239,9 @@ class RequestRecordAdmin(KeysetAdmin):
         audit_event(actor=actor_of(request), action="exported", kind=str(self.opts.verbose_name), details=details)
         return file_response(COLUMNS, record_batches(queryset), "requestrecords", file_format, is_packed=is_packed)
 
-    @action(description="Export usage", permissions=["export"], icon="summarize", url_path="export-usage")
-    def export_usage(self, request: HttpRequest) -> HttpResponseBase:
+    def export_usage_view(self, request: HttpRequest) -> HttpResponseBase:
         """Show the page that exports usage as a file; raises PermissionDenied."""
-        if not self.has_view_permission(request):
+        if not (self.has_export_permission(request) and self.has_view_permission(request)):
             raise PermissionDenied
         return usage_export_page(self, request)
 

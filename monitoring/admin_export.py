@@ -105,7 +105,7 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
             return file_response(
                 usage_columns(by), batches, f"usage-by-{unit}-and-{by}", file_format, is_packed=is_packed
             )
-    back_url = reverse("admin:monitoring_requestrecord_changelist")
+    back_url = reverse("admin:usage_report")
     return page(model_admin, request, TEMPLATE, "Export usage", {"form": form, "back_url": back_url})
 
 

@@ -179,16 +179,18 @@ def quick_filters(changelist: KeysetChangeList, counts: Mapping[str, int]) -> It
         yield kind, text, changelist.get_query_string(*changes), is_set
 
 
-def chips(changelist: KeysetChangeList) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and the URL that removes it of each filter that is set."""
+def chips(changelist: KeysetChangeList) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield name, value, the URL that removes it, and whether a button shows it already, of each filter that is set."""
+    shown = {("status", value) for value in CLASSES.values()} | {("slower", str(SLOW_MS))}
     for spec in changelist.filter_specs:
         names = [str(name) for name in spec.expected_parameters() if name]
         values = [changelist.filter_params.get(name, [""])[-1] for name in names]
         if any(values):
             text = _span_text(*values) if isinstance(spec, TimeFilter) else " ".join(filter(None, values))
-            yield str(spec.title), text, changelist.get_query_string(remove=names)
+            is_shown = text in SPANS.values() or (names[0], values[0]) in shown
+            yield str(spec.title), text, changelist.get_query_string(remove=names), is_shown
     if changelist.query:
-        yield "id", changelist.query, changelist.get_query_string(remove=["q"])
+        yield "id", changelist.query, changelist.get_query_string(remove=["q"]), False
 
 
 def _span_text(begin: str, end: str) -> str:

@@ -13,10 +13,10 @@ from monitoring.models import Outcome, RequestRecord, outcome_of
 
 #: Display names of the stages.
 STAGES = {
-    "limits": "Limits (reserve and settle)",
+    "limits": "Limits",
     "cache": "Cache",
     "flight": "Waiting for an identical request",
-    "upstream": "Provider (streams: to first byte)",
+    "upstream": "Provider",
 }
 
 
@@ -206,7 +206,7 @@ def stages_of(record: RequestRecord) -> list[Stage]:
     if not times:
         return []
     spent = sum(time for _, time in times)
-    rest = "The rest (streams: after the first byte, too)" if record.first_token_ms is not None else "The rest"
+    rest = "The rest of the answer, as a stream" if record.first_token_ms is not None else "Everything else"
     whole = max(record.latency_ms, spent) or 1.0
     found, begin = [], 0.0
     left = record.latency_ms - spent

@@ -317,12 +317,12 @@ def test_it_follows_new_requests_only_while_wanted(admin: Page, platform: Servic
     assert not complaints
 
 
-def test_it_downloads_usage_from_the_log(admin: Page, platform: Service, complaints: list[str]) -> None:
+def test_it_downloads_usage(admin: Page, platform: Service, complaints: list[str]) -> None:
     key = platform.create_key(account="billed", tier="free", name="first")
     assert chat(platform, key) == 200
     platform.await_records()
-    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/")
-    admin.click("a:has-text('Export usage')")
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/usage/")
+    admin.click("a:has-text('Other exports')")
     assert grave_faults(admin) == []
     admin.fill("[name=account]", "billed")
     with admin.expect_download() as download:

@@ -240,7 +240,7 @@ class TestThePage:
         assert {part.partition("=")[0] for part in record.stages.split()} >= {"limits", "cache", "upstream"}
         assert record.failures == "openai/gpt-3.5-turbo: http 401 invalid_api_key"
         seen = page(records)
-        assert "Limits (reserve and settle)" in seen
+        assert "<span>Limits</span>" in seen
         assert "openai/gpt-3.5-turbo: http 401" in seen
         assert "upstream_failed: " in seen
 

@@ -118,7 +118,7 @@ class TestHistogram:
 class TestFilters:
     def test_it_shows_each_filter_as_a_chip_that_removes_it(self, site: Client) -> None:
         chips = context_of(site, "account=acme&from=-24h&status=failed&q=abc")["chips"]
-        assert [(name, value) for name, value, _ in chips] == [
+        assert [(name, value) for name, value, *_ in chips] == [
             ("outcome", "failed"),
             ("account", "acme"),
             ("time", "Last 24 hours"),
@@ -126,6 +126,7 @@ class TestFilters:
         ]
         assert "account" not in chips[1][2]
         assert "from" not in chips[2][2]
+        assert [is_shown for *_, is_shown in chips] == [True, False, True, False]
 
     @pytest.mark.parametrize(
         ("query", "shown"),
@@ -136,7 +137,7 @@ class TestFilters:
         ],
     )
     def test_it_shows_a_span_as_people_read_it(self, site: Client, query: str, shown: str) -> None:
-        ((_, value, _),) = context_of(site, query)["chips"]
+        ((_, value, _, _),) = context_of(site, query)["chips"]
         assert value == shown
 
     def test_it_says_what_the_numbers_cover_without_a_time(self, site: Client) -> None:

@@ -32,6 +32,8 @@ PROVIDER, BREAKERS = "provider:", ("breaker:", "credit:")
 BEFORE = timedelta(minutes=10)
 #: Records of affected requests that are counted at most.
 COUNTED = 10_000
+#: Models that a title names at most.
+NAMED = 3
 #: Alerts that are looked at for the group of one.
 MOST = 200
 
@@ -114,7 +116,7 @@ def group_alerts(alerts: Sequence[Alert]) -> list[AlertGroup]:
         subjects = [abouts[alert.pk] for alert in group.alerts]
         number = len({str(each.named or each.model) for each in subjects if each.named or each.model})
         about = abouts[group.lead.pk]
-        group.title = _title(group, about, number)
+        group.title = _title(group, about, subjects)
         group.filters = _filters(group, about, is_one=number == 1)
         group.links = _links(group, about, is_one=number == 1)
     places = {alert.pk: place for place, alert in enumerate(alerts)}
@@ -152,13 +154,14 @@ def _cause(alert: Alert, about: About) -> str:
     return alert.subject
 
 
-def _title(group: AlertGroup, about: About, number: int) -> str:
-    """Return the title of a group, with the number of the things that its alerts are about if there are several."""
+def _title(group: AlertGroup, about: About, subjects: Sequence[About]) -> str:
+    """Return the title of a group, with the models that its alerts are about, or their number if there are many."""
     named, lead = about.named, group.lead
-    if number > 1 and group.cause == "price":
-        return f"{number} models have no price"
+    models = {str(each.named.model) if isinstance(each.named, Deployment) else each.model for each in subjects}
+    if len(models) > 1 and group.cause == "price":
+        return f"{len(models)} models have no price"
     if isinstance(named, Deployment) and lead.subject.startswith(BREAKERS):
-        what = str(named.model) if number == 1 else f"{number} deployments"
+        what = ", ".join(sorted(models)) if len(models) <= NAMED else f"{len(models)} models"
         return outage_title(str(named.provider), what, outage_cause(lead), is_over=group.is_resolved)
     return max([lead, *group.alerts], key=lambda alert: level_of(alert.subject)).title
 

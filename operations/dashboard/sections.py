@@ -20,7 +20,7 @@ from django.utils import timezone
 from redis.exceptions import RedisError
 
 from accounts.models import Account
-from core.formats import NOTHING, count, duration, exact_money, known_money, milliseconds, money, percent
+from core.formats import NOTHING, count, duration, exact_money, known_money, milliseconds, money, percent, quantity
 from core.money import NANO_DOLLARS
 from core.ttl_cache import TtlCache
 from monitoring.export import records_within
@@ -97,7 +97,7 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     failed = f"{count(total.failed)} failed; {refused}"
     p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), milliseconds(times[0])
     lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "accurate to 5 %"
-    hits, written = f"{count(total.cache_hits)} hits", f"{count(total.output_tokens)} output"
+    hits, written = quantity(total.cache_hits, "hit"), f"{count(total.output_tokens)} output"
     cost = tile("Cost", lambda each: each.cost, money, total.exact_cost, unpriced)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),

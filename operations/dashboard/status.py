@@ -12,6 +12,7 @@ from django.urls import reverse
 
 from core.formats import clock_text, percent, quantity, span_text
 from monitoring.models import OUTCOMES, Alert, Outcome
+from monitoring.rollups.figures import Figures
 from operations.alerts.groups import AlertGroup, Link, affected, affected_records, group_of, log_of, log_url, newest
 from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
@@ -20,16 +21,19 @@ from operations.deployments import DeploymentState
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
 SPANS = {"1h": "in the last hour", "24h": "in the last 24 h", "7d": "in the last 7 days", "30d": "in the last 30 days"}
+#: A share of failed requests below which all is well.
+FEW = 0.01
 LOG = "admin:monitoring_requestrecord_changelist"
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state in one sentence, its tone, and the next steps."""
+    """The state in one sentence, its tone, the next steps, and a sentence about an outage that is over."""
 
     tone: str
     text: str
     links: list[Link] = field(default_factory=list)
+    detail: str = ""
 
 
 def platform_status(
@@ -43,7 +47,7 @@ def platform_status(
 ) -> Status:
     """Return the most important of: an outage, an open incident, figures that lag, deployments to look at, all well.
 
-    The last names also the provider's outage that `ended` in the span.
+    The last has also a sentence about the provider's outage that `ended` in the span.
     """
     failing = [each for each in deployments if each.is_failing]
     if failing:
@@ -72,21 +76,27 @@ def outage_ended(asked: DashboardQuery) -> AlertGroup | None:
 
 
 def _calm(asked: DashboardQuery, reading: Reading, ended: AlertGroup | None, now: datetime) -> Status:
-    """Return the sentence for a platform without an open incident."""
-    total, span = reading.total, SPANS.get(asked.name, "in this range")
-    filtered = " with these filters" if asked.filters else ""
-    text = f"{quantity(total.requests, 'request') if total.requests else 'no requests'} {span}{filtered}"
-    text += f", {percent(total.failed / total.requests)} failed." if total.requests else "."
-    links = []
+    """Return the sentence for a platform without an open incident; after an outage, about the requests since then."""
+    total, span, since = reading.total, SPANS.get(asked.name, "in this range"), None
+    links, detail = [], ""
     if total.failed:
         links.append((quantity(total.failed, "failed request"), reverse(LOG) + asked.log_query(status="failed")))
     if ended is not None:
-        failed = affected(affected_records(ended))
-        text += f" {span_text(ended.since, ended.until, now)}: {ended.title}; {failed} failed."
+        detail = (
+            f"{span_text(ended.since, ended.until, now)}: {ended.title}; {affected(affected_records(ended))} failed."
+        )
         links += [("Failed requests of the outage", log_url(ended)), _alert_link(ended)]
+        since = next((start for start in asked.span.starts() if start >= (ended.until or now)), now)
+        total = Figures.sum_of(figures for start, figures in reading.parts.items() if start >= since)
+        span = f"since {clock_text(since, now)}"
+    text = f"{quantity(total.requests, 'request') if total.requests else 'no requests'} {span}"
+    text += " with these filters" if asked.filters else ""
+    text += f", {percent(total.failed / total.requests) if total.failed else 'none'} failed" if total.requests else ""
     if total.failed and total.failed * 100 >= settings.ALERT_ERROR_RATE * total.requests:
-        return Status(WARNING, f"No incident is open now, but many requests failed: {text}", links)
-    return Status(GOOD, f"All well{' now' if ended else ''}: {text}", links)
+        return Status(WARNING, f"No incident is open now, but many requests failed: {text}.", links, detail)
+    is_well = total.failed < total.requests * FEW or not total.failed
+    begin = ("All well" if is_well else "No incident is open") + (" now" if ended else "")
+    return Status(GOOD, f"{begin}." if since == now else f"{begin}: {text}.", links, detail)
 
 
 def _outage(

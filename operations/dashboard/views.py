@@ -17,6 +17,7 @@ from django.views.decorators.http import require_safe
 from accounts.checks import DEMO_KEYS
 from monitoring.models import VIEW_RECORDS, Alert, RequestRecord
 from operations.alerts.groups import allowed, group_alerts
+from operations.alerts.incidents import is_anybody_notified
 from operations.dashboard.data import read
 from operations.dashboard.limits import limits_nearly_reached
 from operations.dashboard.query import CUSTOM, DEFAULT, FILTERS, RANGES, DashboardQuery, read_address
@@ -96,11 +97,12 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
     deployments, lag = deployment_states(), ingest_lag()
     # The watch ends their alerts in its next round; until then the page must not contradict itself.
     well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
-    alerts = open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else []
+    may_see_alerts = request.user.has_perm("monitoring.view_alert")
+    alerts = open_alerts(but=well) if may_see_alerts else []
     incidents = group_alerts([alert for alert in alerts if alert.kind != Alert.Kind.BUDGET])
     for group in incidents:
         group.links = allowed(request, group.links)
-    ended = outage_ended(asked) if request.user.has_perm("monitoring.view_alert") else None
+    ended = outage_ended(asked) if may_see_alerts else None
     status = platform_status(asked, reading, deployments, incidents, lag, now, ended)
     status = replace(status, links=allowed(request, status.links))
     total = reading.total
@@ -116,6 +118,7 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
         "is_outage": is_outage,
         "part": asked.span.unit or "minute",
         "status": status,
+        "nobody_notified": may_see_alerts and not is_anybody_notified(),
         # One incident alone is the status already.
         "incidents": incidents if len(incidents) > 1 or any(each.is_failing for each in deployments) else [],
         "budgets": [alert for alert in alerts if alert.kind == Alert.Kind.BUDGET],

@@ -42,7 +42,7 @@ def test_it_groups_the_deployments_of_a_provider_that_fail_together(upstream: Fa
     alert(f"breaker:{first.pk}", minute=1, ended_at=ended)
     alert(f"breaker:{second.pk}", minute=40, ended_at=ended)
     together, before = grouped()
-    assert together.title == f"{first.provider} was down for 2 deployments"
+    assert together.title == f"{first.provider} was down for first, second"
     assert together.since == BEGAN + timedelta(minutes=1)
     (failed, _), (provider, _) = together.links
     assert (failed, provider) == ("Failed requests", f"Provider {first.provider}")
@@ -111,10 +111,10 @@ class TestAdmin:
         alert("errors", Alert.Kind.ERRORS, ended_at=BEGAN)
         with django_assert_max_num_queries(9):
             page = site.get(ALERTS).content.decode()
-        assert page.count("is down for 12 deployments") == 1
+        assert page.count("is down for 12 models") == 1
         assert "title of errors" in page
         assert "title of errors" not in site.get(f"{ALERTS}?state=open").content.decode()
-        assert "12 deployments" not in site.get(f"{ALERTS}?state=resolved").content.decode()
+        assert "12 models" not in site.get(f"{ALERTS}?state=resolved").content.decode()
         one = Alert.objects.latest("pk").pk - 1
         page = site.get(f"{ALERTS}{one}/change/").content.decode()
         assert page.count(f"{ALERTS}") >= 11
