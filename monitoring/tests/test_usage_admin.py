@@ -119,8 +119,8 @@ class TestForm:
         assert told in response.content.decode()
         assert not AuditEntry.objects.filter(action="exported").exists()
 
-    def test_it_is_a_button_above_the_log_and_takes_an_account_from_the_address(self, site: Client) -> None:
-        assert f'href="{PAGE}"' in site.get(LOG).content.decode()
+    def test_it_is_a_link_of_the_report_and_takes_an_account_from_the_address(self, site: Client) -> None:
+        assert f'href="{PAGE}"' in site.get(f"{LOG}usage/").content.decode()
         assert 'value="a&lt;b"' in site.get(f"{PAGE}?account=a<b").content.decode()
 
     def test_it_serves_those_who_may_look_and_export(self, cast: Cast) -> None:

@@ -157,7 +157,7 @@ def _cause(alert: Alert, about: About) -> str:
 def _title(group: AlertGroup, about: About, subjects: Sequence[About]) -> str:
     """Return the title of a group, with the models that its alerts are about, or their number if there are many."""
     named, lead = about.named, group.lead
-    models = {str(each.named.model) if isinstance(each.named, Deployment) else each.model for each in subjects}
+    models = {str(each.named.model) if isinstance(each.named, Deployment) else each.model for each in subjects} - {""}
     if len(models) > 1 and group.cause == "price":
         return f"{len(models)} models have no price"
     if isinstance(named, Deployment) and lead.subject.startswith(BREAKERS):

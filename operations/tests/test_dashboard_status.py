@@ -50,7 +50,7 @@ class TestStatus:
         assert links(dashboard) == ["1 failed request"]
         assert not dashboard["is_outage"]
 
-    def test_an_outage_that_is_over(self, site: Client, cast: Cast, upstream: FakeUpstream) -> None:
+    def test_an_outage_that_is_over(self, site: Client, cast: Cast, upstream: FakeUpstream, settings: Settings) -> None:
         recorded(cast.owner)
         now = timezone.now()
         over = Alert.objects.create(
@@ -63,6 +63,9 @@ class TestStatus:
         recorded(cast.stranger, model="a", status=502, count=2, **ago(minutes=150))
         status = shown(site)["status"]
         assert re.fullmatch("All well now: 1 request since .* UTC, none failed.", status.text)
+        assert "Nobody is notified of alerts" in site.get(INDEX).content.decode()
+        settings.ALERT_WEBHOOK_URL = "https://hook.test"
+        assert "Nobody is notified of alerts" not in site.get(INDEX).content.decode()
         assert status.detail.endswith("was down for a: HTTP 502; 2 requests from 1 account failed.")
         failed, of_outage, alert = status.links
         assert failed[0] == "2 failed requests"
