@@ -210,8 +210,8 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
     """Return the DATABASES entry for a postgres:// or sqlite:// URL.
 
     Each process has a pool of PostgreSQL connections, which go back to it at the end of a request (see core.postgres
-    for timeouts). SQLite runs in WAL mode. Its transactions take the write lock when they begin, because a transaction
-    that had to wait for the lock later could not be retried (see core.sqlite).
+    for timeouts). SQLite runs in WAL mode. Its transactions, except core.database.repeatable_read, take the write lock
+    when they begin, because a transaction that had to wait for the lock later could not be retried (see core.sqlite).
     """
     config: dict[str, Any] = dict(environ.Env.db_url_config(url))
     if config["ENGINE"].endswith("sqlite3"):
