@@ -162,6 +162,7 @@ class ProviderAdmin(CatalogAdmin):
 
     list_display = ("name", "base_url", "variable", "secret", "deployment_count", "state")
     add_form_template = "admin/inference/provider/add.html"
+    change_form_outer_before_template = "admin/inference/provider/deployments.html"
     actions_detail = ("test_connection",)
     list_filter = ("is_enabled",)
     search_fields = ("name", "base_url")
@@ -212,6 +213,16 @@ class ProviderAdmin(CatalogAdmin):
         """Show the page that adds a provider, with presets."""
         more = {"presets": PRESETS, "preset": preset_of(request), "title": "Add provider"}
         return super().add_view(request, form_url, {**(extra_context or {}), **more, **self._line_context(request)})
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """Show first how the provider's deployments are."""
+        page, provider = DeploymentAdmin(Deployment, self.admin_site), self.get_object(request, unquote(object_id))
+        rows = page.get_queryset(request).filter(provider=provider) if page.has_view_permission(request) else []
+        states = [(row, page.state(row)) for row in rows]
+        more = {"deployments": [(row, state, STATES.get(state, "")) for row, state in states]}
+        return super().change_view(request, object_id, form_url, {**(extra_context or {}), **more})
 
     def list_models(self, request: HttpRequest) -> HttpResponse:
         """Ask the provider of the form for its models, and return their lines, or what is wrong."""

@@ -100,7 +100,7 @@ def test_it_makes_a_key_that_works_until_it_is_revoked(admin: Page, platform: Se
     admin.click("a[href$='/revoke/']")
     expect(admin.get_by_text("Every request with this key of account acme will get 401")).to_be_visible()
     assert chat(platform, key) == 200
-    admin.click("button:has-text('Revoke 1 key')")
+    admin.click("button:has-text('Revoke browser')")
     assert seconds_until(platform, key, 401) < EFFECT + SLACK
     expect(admin.get_by_text("1 key revoked")).to_be_visible()
     assert not complaints

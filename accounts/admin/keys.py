@@ -356,7 +356,7 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
             return None
         accounts = {key.account.name for key in keys}
         owners = f"account {accounts.pop()}" if len(accounts) == 1 else f"{len(accounts)} accounts"
-        these = "this key" if len(keys) == 1 else "these keys"
+        these, what = ("this key", keys[0].name) if len(keys) == 1 else ("these keys", quantity(len(keys), "key"))
         consequences = [
             f"Every request with {these} of {owners} will get 401 within a second.",
             "A revoked key can't be made valid again. To replace a key without an interruption, rotate it instead.",
@@ -365,9 +365,9 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
             names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
             consequences.append(f"Keys created by {these} keep working, under the same limits as before: {names}.")
         question = Confirmation(
-            title=f"Revoke {quantity(len(keys), 'key')}?",
+            title=f"Revoke {what}?",
             consequences=consequences,
-            submit=f"Revoke {quantity(len(keys), 'key')}",
+            submit=f"Revoke {what}",
             affected=[_key_line(key) for key in keys],
             cancel_url=cancel_url,
             hidden=hidden,

@@ -45,8 +45,6 @@ else:
     GroupBase, UserBase = DjangoGroupAdmin, DjangoUserAdmin
 
 VERBS = ("view", "add", "change", "delete")
-#: How many of those who have a role its page names.
-MOST_HOLDERS = 50
 POWERS = ("is_superuser", "is_staff", "groups", "user_permissions")
 
 
@@ -235,14 +233,17 @@ class GroupAdmin(GroupBase, RelationsAuditedAdmin):
     list_display = ("name", "purpose", "members")
     add_fieldsets = ((None, {"fields": ("name", "permissions")}),)
     fieldsets = (
-        (None, {"fields": ("name", "purpose", "holders", "powers")}),
+        (None, {"fields": ("name", "purpose", "members", "powers")}),
         ("Change permissions", {"fields": ("permissions",), "classes": ("collapse",)}),
     )
-    readonly_fields = ("purpose", "holders", "powers")
+    readonly_fields = ("purpose", "members", "powers")
     purpose = column("purpose", lambda group: ROLES[group.name][0] if group.name in ROLES else NOTHING)
-    members = column("staff", lambda group: group.member_count, ordering="member_count")
-    holders = column(
-        "staff", lambda group: ", ".join(map(str, group.user_set.order_by("username")[:MOST_HOLDERS])) or NOTHING
+    members = column(
+        "staff",
+        lambda group: format_html(
+            LINK, f"{reverse('admin:auth_user_changelist')}?groups__id__exact={group.pk}", group.member_count
+        ),
+        ordering="member_count",
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -309,7 +309,8 @@ def test_it_lists_deployments_with_their_prices_and_breakers(site: Client, deplo
     assert "Down: no calls" in site.get(DEPLOYMENTS).content.decode()
     assert [notice.deployment_id for notice in failing()] == [deployment.pk]
     Provider.objects.update(is_enabled=False)
-    assert "Off: the provider is off" in site.get(DEPLOYMENTS).content.decode()
+    for page in (DEPLOYMENTS, page_of(deployment, PROVIDERS)):
+        assert "Off: the provider is off" in site.get(page).content.decode()
 
 
 @pytest.mark.parametrize(
