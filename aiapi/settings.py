@@ -238,6 +238,7 @@ CORS_ALLOW_HEADERS = [
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000
 TIME_ZONE = "UTC"
 USE_I18N = False
+FORMAT_MODULE_PATH = "aiapi.locale"
 STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / "staticfiles" if IS_PRODUCTION else None  # in development, finders serve the files
 STATICFILES_DIRS = [BASE_DIR / "static"]

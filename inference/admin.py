@@ -200,6 +200,7 @@ class ProviderAdmin(CatalogAdmin):
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
         """Return the form; a new provider's has its models too."""
+        options["labels"] = {"api_key_variable": "API key variable"}
         if obj is not None:
             return super().get_form(request, obj, change, **options)
         form = type("AddForm", (ProviderAddForm,), {"preset": preset_of(request)})
@@ -320,7 +321,7 @@ class ProviderAdmin(CatalogAdmin):
             return "missing"
         return "set" if provider.secret_variables else "none needed"
 
-    variable = column("secret variable", lambda provider: provider.api_key_variable, ordering="api_key_variable")
+    variable = column("API key variable", lambda provider: provider.api_key_variable, ordering="api_key_variable")
     deployment_count = column("deployments", lambda provider: provider.deployment_total, ordering="deployment_total")
 
 

@@ -206,10 +206,8 @@ class ProviderAddForm(ProviderModelForm):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         variable = self.fields.get("api_key_variable")  # absent for staff who may not set it
-        if variable:
-            variable.label = "API key variable"
-            if Provider(api_key_variable=self.preset.api_key_variable).missing_variables:
-                variable.help_text = f"✗ {self.preset.api_key_variable} is not set on this server. {variable.help_text}"
+        if variable and Provider(api_key_variable=self.preset.api_key_variable).missing_variables:
+            variable.help_text = f"✗ {self.preset.api_key_variable} is not set on this server. {variable.help_text}"
         number = self.data.get(NUMBER, "")
         names = [self.data.get(f"{_prefix(line)}-upstream_name", "") for line in range(_number(number))]
         self.lines = [self._line(number, name) for number, name in enumerate(names)] or self._unlisted(0)
