@@ -81,7 +81,7 @@ def _read(asked: tuple[Span, Scope]) -> Reading:
         if span.unit is not Unit.HOUR:
             reading.complete = usage_totals(begin=span.begin, end=span.complete, scope=scope)
         try:
-            reading.before = usage_totals(begin=span.begin - span.length, end=span.complete - span.length, scope=scope)
+            reading.before = usage_totals(begin=span.before[0], end=span.before[1], scope=scope)
         except TooOld:
             reading.before = None
     return reading
@@ -94,7 +94,8 @@ recent_readings: TtlCache[tuple[Span, Scope], Reading] = TtlCache(_read, max_age
 
 def _by_minute(span: Span, scope: Scope) -> Reading:
     """Return a span by minute, and the same length of time before it."""
-    before = known_from = span.begin - span.length
+    before, complete_before = span.before
+    known_from = before
     found: list[tuple[datetime, str, Figures]] = []
     if scope.account_id is None and scope.key_id is None:
         points = usage_by_minute(begin=before, end=span.end, scope=scope, by="model")
@@ -109,7 +110,7 @@ def _by_minute(span: Span, scope: Scope) -> Reading:
             found.append((datetime_of(minute), model, figures))
     reading = Reading.of((each for each in found if each[0] >= span.begin), span)
     if known_from == before:
-        compared = (figures for start, _, figures in found if start < span.complete - span.length)
+        compared = (figures for start, _, figures in found if start < complete_before)
         reading.before = Figures.sum_of(compared)
     if known_from > span.begin:
         reading.notice = (

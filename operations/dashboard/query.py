@@ -42,6 +42,11 @@ class Span:
         return self.end - self.begin
 
     @property
+    def before(self) -> tuple[datetime, datetime]:
+        """Return the time that the complete part is compared with."""
+        return self.begin - self.length, self.complete - self.length
+
+    @property
     def reach(self) -> datetime:
         """Return until when rows of days are read: to the end of the day if the last period is not over."""
         return _ceiling(self.end, DAY) if self.complete < self.end else self.end

@@ -39,8 +39,8 @@ from operations.health import LAG_SECONDS
 log = structlog.get_logger(__name__)
 
 #: A relative change below the first is shown as none (they are in whole percent); one below the second is noise, which
-#: is neither better nor worse. Changes of shares are a tenth of these.
-LEAST_CHANGE, NOISE = 0.005, 0.1
+#: is neither better nor worse, as is one of fewer requests than the third. Changes of shares are a tenth of these.
+LEAST_CHANGE, NOISE, FEW = 0.005, 0.1, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def change(of: Of, write: Write, reading: Reading, direction: int) -> Change:
     amount = f"{abs(by) * 100:.0f} %" if abs(by) < 10 else f"{abs(by):,.0f} times more"
     if is_share:
         amount = f"{abs(by) * 100:.1f} points"
-    is_even = not direction or size < NOISE
+    is_even = not direction or size < NOISE or min(reading.complete.requests, reading.before.requests) < FEW
     tone = "even" if is_even else "better" if (by > 0) == (direction > 0) else "worse"
     return Change(f"{'▲' if by > 0 else '▼'} {amount}", tone, full)
 

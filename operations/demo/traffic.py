@@ -244,6 +244,7 @@ def _answer_again(record: UsageRecord, model: DemoModel, caller: Caller, random:
     record.saved_cost = Rates.of(model.price()).cost(cached_tokens=0, **tokens)
     waited = model.first_token_ms * random.uniform(0.2, 1) if record.cache == "coalesced" else 0.0
     _time(record, random, attempts=0, upstream=0, total=random.lognormvariate(1.2, 0.4) + waited)
+    record.stages += f" flight={waited:.1f}" if waited else ""
 
 
 def _fail_over(

@@ -121,9 +121,12 @@ class TestFigures:
     def test_it_calls_a_change_better_or_worse_if_it_is_no_noise(self, site: Client, cast: Cast) -> None:
         for latency, hours in ((100.0, 30), (104.0, 6)):
             recorded(cast.owner, latency_ms=latency, **ago(hours=hours))
+        recorded(cast.owner, latency_ms=500.0, **ago(hours=5))
+        assert tile(shown(site), "Latency p95").change.tone == "even", "of a handful"
+        recorded(cast.owner, latency_ms=100.0, count=20, **ago(hours=30))
+        recorded(cast.owner, latency_ms=104.0, count=20, **ago(hours=5))
         assert tile(shown(site), "Latency p95").change.tone == "even"
-        for _ in range(9):
-            recorded(cast.owner, latency_ms=500.0, **ago(hours=5))
+        recorded(cast.owner, latency_ms=500.0, count=20, **ago(hours=5))
         assert tile(shown(site), "Latency p95").change.tone == "worse"
 
     def test_it_says_how_far_a_share_changed_and_shows_gaps(self, site: Client, cast: Cast) -> None:
