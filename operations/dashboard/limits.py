@@ -200,7 +200,7 @@ def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:
 
     days = sorted(day for day in daily if day >= begin)
     sums = accumulate((daily[day] for day in days[:-1]), initial=0)
-    here = place(now, usage.used or 0)
+    here = place(now, usage.settled or 0)
     return replace(
         _near(usage, owner),
         forecast=seen.text,
