@@ -55,7 +55,7 @@ def test_it_shows_one_model_if_it_lists_it(platform: Platform, key: str, name: s
 
 def offered(page: Page) -> list[str]:
     """List the models that the form offers."""
-    return [text for text in page.locator("#model option").all_inner_texts() if text != "Default"]
+    return [text for text in page.locator("#model option").all_inner_texts() if text != "Default model"]
 
 
 def test_it_offers_each_endpoint_its_kind_of_model(platform: Platform, key: str, page: Page) -> None:

@@ -396,4 +396,4 @@ def test_it_tells_callers_at_once_where_there_is_no_other_and_operators_why(
     if (kind, is_stream) == ("quota", False):
         model.platform.manage("worker", "--once", "watch")
         alerts = model.platform.rows("SELECT title, text FROM monitoring_alert WHERE ended_at IS NULL")
-        assert [each for each in alerts if model.name in each["text"] and "credit is used up" in each["title"]]
+        assert [each for each in alerts if model.name in each["text"] and "has no credit left" in each["title"]]

@@ -173,7 +173,7 @@ def test_it_shows_a_page_to_a_browser(browser: Client, path: str, status: int, t
     assert (answer.status_code, answer["Content-Type"]) == (status, "text/html; charset=utf-8")
     assert told in page
     assert answer["X-Request-ID"] in page
-    assert ("Back to the administration" in page) is path.startswith("/admin/")
+    assert ("Back to the admin" in page) is path.startswith("/admin/")
     assert "script-src" in answer["Content-Security-Policy"]
     assert "Accept" in answer["Vary"]
 
