@@ -66,15 +66,6 @@ def is_usable(at: datetime, to_key: str = "") -> Q:
     return revoked & expires
 
 
-def api_keys_of_lineages(firsts: Iterable[int]) -> QuerySet[ApiKey]:
-    """List the keys of lineages, each given by its first key's id.
-
-    Keys of a lineage replaced one another and share limits.
-    """
-    firsts = list(firsts)
-    return ApiKey.objects.filter(Q(pk__in=firsts) | Q(lineage_id__in=firsts))
-
-
 def api_key_makers(keys: Iterable[ApiKey]) -> dict[int, list[ApiKey]]:
     """Map the id of each key to the keys that created it, the nearest first, with their tiers.
 
@@ -87,7 +78,8 @@ def api_key_makers(keys: Iterable[ApiKey]) -> dict[int, list[ApiKey]]:
     replaced = {each.limits_id for chain in chains.values() for each in chain if each.successor_id}
     if not replaced:
         return chains
-    last = api_keys_of_lineages(replaced).filter(successor=None).select_related("tier")
+    of_lineages = Q(pk__in=replaced) | Q(lineage_id__in=replaced)
+    last = ApiKey.objects.filter(of_lineages, successor=None).select_related("tier")
     latest = {each.limits_id: each for each in last}
     return {pk: [latest.get(each.limits_id, each) for each in chain] for pk, chain in chains.items()}
 

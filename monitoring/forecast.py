@@ -68,12 +68,12 @@ def budget_forecasts(usages: Iterable[LimitUsage], *, account_id: int, now: date
     The use of a key includes that of the keys that it replaced and of those that it made: it counts against its budget.
     """
     budgets = [usage for usage in usages if LIMITS[usage.name].is_budget and usage.used is not None]
-    owners = {(usage.subject.kind.startswith("key"), usage.subject.owner_id) for usage in budgets}
+    owners = {(usage.subject.is_of_key, usage.subject.owner_id) for usage in budgets}
     used = {owner: _used_by_day(*owner, account_id, now) for owner in owners}
     found = {}
     for usage in budgets:
         daily = Counter[datetime]()
-        for model, day, cost, tokens in used[usage.subject.kind.startswith("key"), usage.subject.owner_id]:
+        for model, day, cost, tokens in used[usage.subject.is_of_key, usage.subject.owner_id]:
             if usage.subject.model in (None, model):
                 daily[day] += cost if usage.is_money else tokens
         if daily or usage.used:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import chain, groupby, islice
+from operator import attrgetter
 
 from django.db import connection
 
@@ -39,15 +40,12 @@ def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amo
     The month is in UTC (YYYYMM). At most three queries are made for each AT_ONCE of the subjects.
     """
     settled: dict[Subject, Amount] = {}
-    for is_key, of_one in groupby(sorted(subjects, key=_is_of_key), key=_is_of_key):
+    is_of_key = attrgetter("is_of_key")
+    for is_key, of_one in groupby(sorted(subjects, key=is_of_key), key=is_of_key):
         while some := list(islice(of_one, AT_ONCE)):
             sums = _sums({each.owner_id for each in some}, month, of_keys=is_key)
             settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in some}
     return settled
-
-
-def _is_of_key(subject: Subject) -> bool:
-    return subject.kind.startswith("key")
 
 
 def _sums(owners: Collection[int], month: int, *, of_keys: bool) -> Sums:

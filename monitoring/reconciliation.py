@@ -296,7 +296,7 @@ def _used_around(holder: Holder, seeded_at: int) -> Amount:
         account_id=holder.account_id,
         model=subject.model,
     )
-    if subject.kind.startswith("key"):
+    if subject.is_of_key:
         rows = rows.filter(key_id__in=list(api_keys_counted_against({subject.owner_id})))
     sums = rows.aggregate(tokens=Sum(F("input_tokens") + F("output_tokens"), default=0), cost=Sum("cost", default=0))
     return Amount(int(sums["tokens"]), int(sums["cost"]))

@@ -202,6 +202,11 @@ class Subject:
         return self.id.split(":", 2)[2] if self.kind in MODEL_KINDS else None
 
     @property
+    def is_of_key(self) -> bool:
+        """Whether the owner is a key."""
+        return self.kind.startswith("key")
+
+    @property
     def owner_id(self) -> int:
         """The id of the key, account or provider."""
         return int(self.id.split(":", 1)[0])
