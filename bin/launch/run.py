@@ -23,7 +23,7 @@ from launch.processes import Group, Stopped, end_on_signals
 from launch.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Seconds for the server, and for the local model before it, to answer at first.
+#: Seconds for the local model, and then for the server, to answer at first.
 START_TIMEOUT = 90.0
 PROVIDER = "OPENAI_API_KEY or OPENAI_BASE_URL"
 #: The variable that keeps when bin/run began, in seconds of the monotonic clock, while it starts itself again.
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
 
         manage.patch()  # before the first process starts: gevent's loop would take the status of others
         if local:
-            _start_local_model(group)
+            model_port = _start_local_model(group)
         _prepare(group, store)
         if store and store.settings() != own:  # the first start, or another database: its sockets were not known
             group.stop()
@@ -81,8 +81,9 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
             _go_on_with(sys.executable, outside, started)
         if local:
             say(f"No provider is configured: a small demo model answers, often wrongly. Set {PROVIDER}.")
+            _wait_for(group, "the local model", "127.0.0.1", model_port, "/v1/models")  # or early calls would fail
         _start_all(group, store)
-        group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
+        _wait_for(group, "the server", _shown(host), port, "/health/live")
         _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)
         group.watch()
     except LaunchError as error:
@@ -105,14 +106,15 @@ def _go_on_with(python: str, outside: Mapping[str, str], started: float) -> NoRe
     os.execve(python, [python, str(sys.modules["__main__"].__file__)], env)  # noqa: S606
 
 
-def _start_local_model(group: Group) -> None:
-    """Start the small model that a package ships."""
+def _start_local_model(group: Group) -> int:
+    """Start the small model that a package ships, and return its port."""
     install.ensure_debian_package(ROOT, "libgomp1")
     port = environment.free_port()
     os.environ["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}/v1"
     command = [sys.executable, "manage.py", "local_model", "--port", str(port)]
     patient = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads don't spin: 30 times faster on a busy machine
     group.start("the local model", command, patient, ROOT / "var" / "log" / "local_model.log")
+    return port
 
 
 def _prepare(group: Group, store: Valkey | None) -> None:
@@ -135,12 +137,16 @@ def _start_all(group: Group, store: Valkey | None) -> None:
     group.fork("the server", partial(manage.run, "serve", "--checked"))
 
 
-def _is_live(host: str, port: int) -> bool:
+def _wait_for(group: Group, what: str, host: str, port: int, path: str) -> None:
+    group.wait_until(lambda: _answers(host, port, path), timeout=START_TIMEOUT, what=what)
+
+
+def _answers(host: str, port: int, path: str) -> bool:
     import http.client  # not earlier: gevent has to patch what it imports
 
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
-        connection.request("GET", "/health/live")
+        connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
