@@ -50,6 +50,7 @@ def test_it_shows_the_models_of_a_key_and_how_to_use_each(page: Page, service: S
     expect(page.locator("#models tbody tr")).to_contain_text("512 ms")
     expect(page.locator("#code-text")).to_contain_text("/v1/chat/completions")
     page.get_by_role("link", name="Try gpt-3.5-turbo").click()
+    page.wait_for_url("**/playground/**")  # and for its scripts
     page.fill("#key", key)
     page.click("#use-key")
     expect(page.locator("#model")).to_have_value("gpt-3.5-turbo")

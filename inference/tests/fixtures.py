@@ -140,7 +140,7 @@ def records(db: None) -> Records:
         ingester = Ingester()
         ingester.run_once()
         ingester.client.close()
-        return list(RequestRecord.objects.order_by("id"))
+        return list(RequestRecord.objects.order_by("admitted_at", "id"))
 
     return read
 
