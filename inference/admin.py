@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.db.models import Case, Count, Exists, OuterRef, Prefetch, Q, QuerySet, Subquery, Value, When
+from django.db.models import BooleanField, Case, Count, Exists, ExpressionWrapper, Prefetch, Q, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
@@ -35,13 +35,16 @@ from accounts.admin.base import (
 from accounts.audit import audit_event, audit_record
 from core.formats import NOTHING, count, price_text, utc_text
 from inference.catalog import default_model_name
-from inference.models import Deployment, Model, Price, Provider
+from inference.models import Deployment, Model, Price, Provider, prices_in_force
 from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
 from inference.services import catalog_delete, catalog_save, model_clear_cache, provider_add
 from inference.upstream.breaker import failing
 from monitoring.rollups.queries import Scope, usage_rankings
 
-PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
+PRICE_FIELDS = (
+    *("above_tokens", "input_per_million", "cached_input_per_million", "cache_write_per_million"),
+    *("cache_write_1h_per_million", "output_per_million", "reasoning_per_million", "per_request"),
+)
 #: The states of deployments, with the words of the dashboard; whatever is off has no colour.
 STATES = {"OK": "success", "Trying: one trial call": "warning", "Down: no calls": "danger", "Secret missing": "danger"}
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
@@ -410,7 +413,7 @@ class DeploymentAdmin(CatalogAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read the state of all breakers once, and the prices of all rows in one additional query."""
-        begun = Price.objects.filter(valid_from__lte=timezone.now()).order_by("valid_from")
+        prices = Price.objects.filter(prices_in_force(timezone.now())).order_by("above_tokens")
         try:
             notices = failing()
         except RedisError:  # unknown while the state store is down
@@ -421,7 +424,7 @@ class DeploymentAdmin(CatalogAdmin):
         )
         state = Case(*states, default=Value("OK"))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(breaker_state=state)
-        return rows.prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
+        return rows.prefetch_related(Prefetch("prices", prices, to_attr="prices_in_force"))
 
     @display(description="state", label=STATES)
     def state(self, deployment: Any) -> str:
@@ -441,23 +444,23 @@ class DeploymentAdmin(CatalogAdmin):
     @display(description="price per million tokens")
     def price(self, deployment: Any) -> str:
         """Show the prices in force for input and output, in US dollars."""
-        if not deployment.begun_prices:
+        if not deployment.prices_in_force:
             return "no price: costs unknown"
-        latest = deployment.begun_prices[-1]
-        return f"{price_text(latest.input_per_million)} in, {price_text(latest.output_per_million)} out"
+        price = deployment.prices_in_force[0]
+        return f"{price_text(price.input_per_million)} in, {price_text(price.output_per_million)} out"
 
 
 @admin.register(Price)
 class PriceAdmin(CatalogAdmin):
     """All prices: past, current and future."""
 
-    list_display = ("deployment", "begins", "state", "input", "cached_input", "output")
+    list_display = ("deployment", "prompts", "begins", "state", "input", "cached_input", "output")
     list_filter = ("deployment__provider",)
     list_select_related = ("deployment__provider", "deployment__model")
     search_fields = ("deployment__upstream_name", "deployment__model__public_name")
     autocomplete_fields = ("deployment",)
     fields = ("deployment", "valid_from", *PRICE_FIELDS)
-    readonly_fields = ("begins", "state", "input", "cached_input", "output")
+    readonly_fields = ("begins", "state", "prompts", "input", "cached_input", "output", "others")
 
     def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         """Return the form's fields; a price that exists can't be changed, and is shown as text."""
@@ -468,10 +471,9 @@ class PriceAdmin(CatalogAdmin):
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Find out in the same query which prices apply now: the latest of each deployment that has started."""
-        begun = Price.objects.filter(deployment=OuterRef("deployment"), valid_from__lte=timezone.now())
-        latest = begun.order_by("-valid_from").values("pk")[:1]
-        rows: QuerySet[Any] = super().get_queryset(request).annotate(price_in_force=Subquery(latest))
+        """Find out in the same query which prices apply now."""
+        in_force = ExpressionWrapper(prices_in_force(timezone.now()), BooleanField())
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_in_force=in_force)
         return rows
 
     begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
@@ -486,9 +488,19 @@ class PriceAdmin(CatalogAdmin):
         "output per million", lambda price: price_text(price.output_per_million), ordering="output_per_million"
     )
 
+    prompts = column("prompts", lambda price: f"above {count(price.above_tokens)}" if price.above_tokens else "all")
+
+    @display(description="other prices")
+    def others(self, price: Price) -> str:
+        """Show the prices that only some providers have."""
+        names = {"cache_write_per_million": "cache write", "cache_write_1h_per_million": "cache write for an hour"}
+        names |= {"reasoning_per_million": "reasoning", "per_request": "each request"}
+        found = [(text, getattr(price, name)) for name, text in names.items()]
+        return ", ".join(f"{text} {price_text(value)}" for text, value in found if value is not None) or NOTHING
+
     @display(description="state", label={"in force": "success", "upcoming": "info"})
     def state(self, price: Any) -> str:
         """Show whether the price applies now."""
-        if price.pk == price.price_in_force:
+        if price.is_in_force:
             return "in force"
         return "upcoming" if price.valid_from > timezone.now() else "past"

@@ -32,12 +32,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A provider's complete, successful answer, with its usage and its cost (nano-dollars; 0 if unknown)."""
+    """A provider's complete, successful answer, with its tokens and its cost (nano-dollars; 0 if unknown)."""
 
     body: dict[str, Any]
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
+    tokens: int
     deployment: str
     cost: int = 0
 

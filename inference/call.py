@@ -32,12 +32,14 @@ from accounts.limits.types import (
 from core.errors import ApiError, DependencyUnavailable, InvalidRequest, ModelNotFound, UpstreamFailed
 from core.telemetry.trace import Trace
 from inference.cache import answer_key
-from inference.catalog import CatalogModel, Rates, Route, catalog
-from inference.protocols.base import Body, Payload, Usage, WireProtocol
+from inference.catalog import CatalogModel, Route, catalog
+from inference.prices import Rates
+from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.events import EventReader
 from inference.relay import ClientSocket
 from inference.single_flight import Flight, Wait, pack_error
 from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline
+from inference.usage import Usage
 from monitoring.metrics import observe_record, span_attributes
 from monitoring.payload_log import keeper
 
@@ -107,8 +109,8 @@ class Call:
     #: The provider's answer, of a stream `{"stream": text}`; `reader` has read the stream.
     body: Body | None = None
     reader: EventReader | None = None
-    #: The usage and the cost (nano-dollars; 0 if unknown) of the answer, without earlier failed attempts.
-    answer_usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
+    #: The tokens and the cost (nano-dollars; 0 if unknown) of the answer, without earlier failed attempts.
+    answer_tokens: int = 0
     answer_cost: int = 0
 
     record: UsageRecord = field(init=False)
@@ -273,15 +275,12 @@ class Call:
     def charge(self, usage: Usage, rates: Rates | None, *, source: str) -> None:
         """Add the usage of an attempt to what was charged before."""
         self.is_unpriced |= rates is None
-        cost = (rates or Rates()).cost(
-            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
-        )
+        cost = rates.cost(usage) if rates is not None else 0
         self.known_usage = usage if self.known_usage is None else self.known_usage + usage
-        self.record.cached_tokens = self.known_usage.cached_tokens
         if self.record.usage_source != "bound":
             self.record.usage_source = source
-        self.used += Amount(usage.input_tokens + usage.output_tokens, cost)
-        self.answer_usage, self.answer_cost = usage, cost
+        self.used += Amount(usage.tokens, cost)
+        self.answer_tokens, self.answer_cost = usage.tokens, cost
 
     def charge_bound(self) -> None:
         """Charge the bound for a failed attempt that may be billed and whose usage is unknown."""
@@ -359,7 +358,11 @@ class Call:
         """Record the outcome. Tokens beyond the known usage belong to attempts that were charged their bound."""
         record, known = self.record, self.known_usage
         record.status, record.error_code = status, error_code
-        record.output_tokens = known.output_tokens if known else min(self.output_tokens, self.used.tokens)
+        if known is not None:
+            for part in Usage.__slots__:
+                setattr(record, part, getattr(known, part))
+        else:
+            record.output_tokens = min(self.output_tokens, self.used.tokens)
         record.input_tokens = self.used.tokens - record.output_tokens
         record.cost = self.cost
         record.latency_ms = round(self.trace.elapsed_ms, 3)

@@ -5,47 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from django.conf import settings
 
 from accounts.limits.types import Limits, LimitSet
 from core.database import database_outage, query_promptly
-from core.money import nano
 from core.outage import Outage
 from core.ttl_cache import TtlCache
-from inference.models import Deployment, Model, Price, Provider
+from inference.models import Deployment, Model, Price, Provider, prices_in_force
+from inference.prices import Ceiling, Rates
 from inference.upstream import local_model
 
-TOKENS_PER_PRICE = 1_000_000
 OPENAI_DEFAULT_MODEL = "gpt-3.5-turbo"
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Nano-dollars per million tokens."""
-
-    input: int = 0
-    cached_input: int = 0
-    output: int = 0
-
-    @classmethod
-    def of(cls, price: Price) -> Rates:
-        """Return the rates of a price; cached input costs what other input does if it has no price of its own."""
-        cached = price.cached_input_per_million
-        whole = nano(price.input_per_million)
-        return cls(whole, whole if cached is None else nano(cached), nano(price.output_per_million))
-
-    def cost(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        """Return the cost of a call in nano-dollars, rounded up once. `cached_tokens` are part of `input_tokens`."""
-        total = (
-            (input_tokens - cached_tokens) * self.input
-            + cached_tokens * self.cached_input
-            + output_tokens * self.output
-        )
-        return -(-total // TOKENS_PER_PRICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +71,11 @@ class CatalogModel:
     aliases: tuple[str, ...] = ()
     is_default: bool = False
     cache_generation: str = ""
-    #: The highest known price of each kind among the routes, for the bound of a call.
-    dearest: Rates = field(init=False, compare=False)
 
-    def __post_init__(self) -> None:
-        known = [route.rates for route in self.routes if route.rates is not None]
-        dearest = Rates(
-            input=max((max(rates.input, rates.cached_input) for rates in known), default=0),
-            cached_input=max((rates.cached_input for rates in known), default=0),
-            output=max((rates.output for rates in known), default=0),
-        )
-        object.__setattr__(self, "dearest", dearest)
+    def ceiling(self, prompt_tokens: int) -> Ceiling:
+        """Return the highest prices of a call with at most this prompt, among the routes whose price is known."""
+        known = [route.rates.ceiling(prompt_tokens) for route in self.routes if route.rates is not None]
+        return Ceiling(*map(max, zip(*known, strict=True))) if known else Ceiling(0, 0, 0)
 
     def routes_within(self, limits: LimitSet) -> tuple[Route, ...]:
         """Return the routes that a call may take; with a budget in money, only those with a price."""
@@ -183,10 +151,13 @@ def uses_local_model() -> bool:
 def _read_models() -> dict[str, CatalogModel]:
     deployments = Deployment.objects.select_related("provider").filter(is_enabled=True, provider__is_enabled=True)
     routes: dict[int, list[Route]] = defaultdict(list)
-    prices: Iterable[Price] = Price.objects.filter(valid_from__lte=datetime.now(UTC)).order_by("valid_from")
-    rates = {price.deployment_id: Rates.of(price) for price in prices}
+    prices: dict[int, list[Price]] = defaultdict(list)
+    for price in Price.objects.filter(prices_in_force(datetime.now(UTC))):
+        prices[price.deployment_id].append(price)
     for deployment in deployments.order_by("order", "-weight", "id"):
-        routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk)))
+        routes[deployment.model_id].append(
+            _route(deployment, Rates.of(found) if (found := prices.get(deployment.pk)) else None)
+        )
     return {
         model.public_name: CatalogModel(
             public_name=model.public_name,

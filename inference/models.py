@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from accounts.models import RequestLimits
@@ -182,18 +184,46 @@ class Deployment(models.Model):
 class Price(models.Model):
     """The prices of a deployment from `valid_from` on, in US dollars per million tokens; the latest in force counts.
 
-    Without a price in force, the cost of a deployment's calls is unknown, not 0.
+    Rows with `above_tokens` hold for longer prompts, until a later row with the same number, or a new row for all
+    prompts. Without a price in force, the cost of a deployment's calls is unknown, not 0.
     """
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="prices")
     valid_from = models.DateTimeField(default=timezone.now)
+    above_tokens = models.PositiveIntegerField(
+        "prompts above (tokens)",
+        default=0,
+        help_text="0: for all prompts. Otherwise the whole call has this price if its prompt is longer.",
+    )
     input_per_million = models.DecimalField(**PRICE)
     cached_input_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: the input price.")
+    cache_write_per_million = models.DecimalField(
+        **PRICE, null=True, blank=True, help_text="Stored in the provider's cache. Empty: the input price."
+    )
+    cache_write_1h_per_million = models.DecimalField(
+        **PRICE, null=True, blank=True, help_text="Stored there for an hour. Empty: the price of other cache writes."
+    )
     output_per_million = models.DecimalField(**PRICE)
+    reasoning_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: the output price.")
+    per_request = models.DecimalField(**PRICE, null=True, blank=True, help_text="US dollars for each call.")
 
     class Meta:
-        ordering = ["deployment", "-valid_from"]
-        constraints = [models.UniqueConstraint(fields=["deployment", "valid_from"], name="price_unique")]
+        ordering = ["deployment", "-valid_from", "above_tokens"]
+        constraints = [
+            models.UniqueConstraint(fields=["deployment", "valid_from", "above_tokens"], name="price_unique")
+        ]
 
     def __str__(self) -> str:
         return f"{self.deployment} from {self.valid_from:%Y-%m-%d}"
+
+
+def prices_in_force(at: datetime) -> Q:
+    """Return the condition of prices that hold at a time: they have begun, and no later one has replaced them.
+
+    A price is replaced by one for prompts of the same length, or by one for all prompts.
+    """
+    replaces = Q(above_tokens=OuterRef("above_tokens")) | Q(above_tokens=0)
+    later = Price.objects.filter(
+        replaces, deployment=OuterRef("deployment"), valid_from__gt=OuterRef("valid_from"), valid_from__lte=at
+    )
+    return Q(valid_from__lte=at) & ~Q(Exists(later))

@@ -32,7 +32,7 @@ from inference.cache import CachedAnswer
 from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, DisconnectWatch
-from inference.protocols.base import Body, UnfitAnswer, Usage, find_error
+from inference.protocols.base import Body, UnfitAnswer, find_error
 from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed, failed_attempt, unfit_attempt
@@ -139,7 +139,7 @@ def use_shared(call: Call, shared: CachedAnswer) -> Any:
     leave_flight(call, answer=shared)
     content = shared.body if call.is_stream else call.read(shared.body)
     call.body = shared.body
-    call.answer_usage = Usage(shared.input_tokens, shared.cached_tokens, shared.output_tokens)
+    call.answer_tokens = shared.tokens
     call.record.usage_source, call.record.deployment = "cache", shared.deployment
     call.record.saved_cost = shared.cost
     return content
@@ -216,15 +216,7 @@ def share_answer(call: Call) -> None:
     """
     if call.cache_key is None or not call.writes_cache or call.is_cut or call.body is None:
         return
-    usage = call.answer_usage
-    answer = CachedAnswer(
-        call.body,
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.output_tokens,
-        call.record.deployment,
-        call.answer_cost,
-    )
+    answer = CachedAnswer(call.body, call.answer_tokens, call.record.deployment, call.answer_cost)
     was_leader = call.reserved is not None and call.reserved.leads_flight
     may_store = not was_leader or get_limits().leads_flight(call.record.id)
     if may_store and call.protocol.is_finished(call.whole_body() or {}):
@@ -271,7 +263,7 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
             raise ClientLeft from failure
         usage, source = call.protocol.used(call.payload, body, model=route.upstream_name)
         call.charge(usage, route.rates, source=source)
-        slot.settle(usage.input_tokens + usage.output_tokens)
+        slot.settle(usage.tokens)
     return body, route
 
 

@@ -18,7 +18,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget, 
 from core.formats import count, price_text
 from inference.catalog import provider_route
 from inference.models import MODEL_NAME, Deployment, Model, Provider
-from inference.seeds import OPENAI_URL, listed_context, listed_price
+from inference.seeds import OPENAI_URL, listed_context, listed_prices
 from inference.services import ModelAtProvider
 from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed
@@ -194,8 +194,14 @@ def known_values(name: str, provider: Provider, listed: Mapping[str, Any], *, is
         "public_name": name,
         "kind": Model.Kind.EMBEDDING if "embed" in name.lower() else Model.Kind.CHAT,
         **({"context_size": context} if context else {}),
-        **(free if is_free else listed_price(name, provider.base_url) or {}),
+        **(free if is_free else _shown_prices(name, provider.base_url)),
     }
+
+
+def _shown_prices(name: str, url: str) -> dict[str, Decimal]:
+    """Return the listed prices that a line shows; empty if the model is not in the list."""
+    listed = listed_prices(name, url)
+    return {field: listed[0][field] for field in PRICES if field in listed[0]} if listed else {}
 
 
 class ProviderAddForm(ProviderModelForm):
@@ -261,12 +267,19 @@ class ProviderAddForm(ProviderModelForm):
                 context_size=line.cleaned_data["context_size"],
                 upstream_name=line.cleaned_data["upstream_name"],
                 output_parameter=output,
-                price=None
-                if line.cleaned_data["input_per_million"] is None
-                else {name: line.cleaned_data[name] for name in PRICES},
+                prices=self._prices(line.cleaned_data),
             )
             for line in self.chosen_lines
         ]
+
+    def _prices(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return a line's prices; unless they were changed, with those that the list has beside the shown ones."""
+        shown = {name: values[name] for name in PRICES}
+        if shown["input_per_million"] is None:
+            return []
+        listed = listed_prices(values["upstream_name"], self.instance.base_url)
+        is_listed = bool(listed) and all(listed[0].get(name) == shown[name] for name in PRICES)
+        return listed if is_listed else [shown]
 
     def _line(self, number: int, name: str) -> ModelLine:
         """Return a line as it was sent; one that was not chosen has the initial values again."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -22,9 +24,8 @@ OPENAI_CONTEXT = 128_000
 #: Models seeded besides the default model if the provider is OpenAI itself.
 OPENAI_MODELS = ("gpt-4o-mini", "gpt-4.1-mini")
 OPENAI_EMBEDDING_MODELS = ("text-embedding-3-small",)
-MILLION = 1_000_000
 LOCAL = "local"
-FREE = {"input_per_million": Decimal(0), "cached_input_per_million": None, "output_per_million": Decimal(0)}
+FREE = {"input_per_million": Decimal(0), "output_per_million": Decimal(0)}
 #: Timeout of a provider's list of models, in seconds.
 LIST_SECONDS = 2.0
 
@@ -99,37 +100,58 @@ def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None
         if provider.base_url == OPENAI_URL:
             deployment.output_parameter = Deployment.OutputParameter.MAX_COMPLETION_TOKENS
         catalog_save(row=deployment, actor=actor)
-    price = None if deployment.prices.exists() else listed_price(name)
-    if price is not None:
+    for price in [] if deployment.prices.exists() else listed_prices(name):
         catalog_save(row=Price(deployment=deployment, **price), actor=actor)
 
 
-def listed_price(model: str, url: str = OPENAI_URL) -> dict[str, Decimal] | None:
-    """Return a model's price at the provider with this URL, in US dollars per million tokens, by genai-prices' table.
+#: The fields of a price, and genai-prices' names of them.
+LISTED = {
+    "input_per_million": "input_mtok",
+    "cached_input_per_million": "cache_read_mtok",
+    "cache_write_per_million": "cache_write_mtok",
+    "cache_write_1h_per_million": "cache_write_1h_mtok",
+    "output_per_million": "output_mtok",
+    "reasoning_per_million": "output_reasoning_mtok",
+}
 
-    None if the table has none, or prices other than by tokens.
+
+def listed_prices(model: str, url: str = OPENAI_URL) -> list[dict[str, Any]]:
+    """Return the fields of a model's prices at the provider with this URL, by genai-prices' table, in US dollars.
+
+    The first one is for all prompts, others are for longer ones. Empty if the table has no price of input tokens.
     """
-    from genai_prices import Usage, calc_price  # loads its whole table, and most starts have nothing to price
+    found = _listed(model, url)
+    if found is None:
+        return []
+    known = found.get_prices(datetime.now(UTC))
+    amounts = {field: value for field, name in LISTED.items() if (value := getattr(known, name)) is not None}
+    if "input_per_million" not in amounts:
+        return []
+    sizes = {0, *(tier.start for value in amounts.values() for tier in getattr(value, "tiers", ()))}
+    request = {"per_request": known.requests_kcount / 1000} if known.requests_kcount is not None else {}
+    return [
+        {"output_per_million": Decimal(0), "above_tokens": size, **request}
+        | {field: _at(value, size) for field, value in amounts.items()}
+        for size in sorted(sizes)
+    ]
 
-    one_of_each = Usage(input_tokens=MILLION, output_tokens=MILLION)
-    from_cache = Usage(input_tokens=MILLION, cache_read_tokens=MILLION)
-    try:
-        plain, cached = (calc_price(each, model_ref=model, provider_api_url=url) for each in (one_of_each, from_cache))
-    except LookupError:
-        return None
-    return {
-        "input_per_million": Decimal(plain.input_price),
-        "cached_input_per_million": Decimal(cached.input_price),
-        "output_per_million": Decimal(plain.output_price),
-    }
+
+def _at(price: Any, size: int) -> Decimal:
+    """Return a listed price, which may have steps, for prompts above a number of tokens."""
+    steps = [tier.price for tier in getattr(price, "tiers", ()) if tier.start <= size]
+    return Decimal(steps[-1] if steps else getattr(price, "base", price))
 
 
 def listed_context(model: str, url: str) -> int | None:
     """Return a model's context size in tokens by the same table; None if it has none."""
-    from genai_prices.data_snapshot import get_snapshot
+    found = _listed(model, url)
+    return None if found is None else found.context_window
+
+
+def _listed(model: str, url: str) -> Any:
+    from genai_prices.data_snapshot import get_snapshot  # loads its whole table, and most starts price nothing
 
     try:
-        _, found = get_snapshot().find_provider_model(model, None, None, url)
+        return get_snapshot().find_provider_model(model, None, None, url)[1]
     except LookupError:
         return None
-    return found.context_window

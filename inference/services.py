@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Max
@@ -36,14 +36,14 @@ def catalog_save(*, row: CatalogRow, actor: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelAtProvider:
-    """A model that a new provider serves: its deployment's names, and its prices (per million tokens), if known."""
+    """A model that a new provider serves: its deployment's names, and the fields of its prices, if known."""
 
     public_name: str
     kind: str
     context_size: int
     upstream_name: str
     output_parameter: str
-    price: Mapping[str, Decimal | None] | None
+    prices: Sequence[Mapping[str, Any]]
 
 
 def provider_add(
@@ -73,8 +73,8 @@ def provider_add(
                 order=0 if last is None else last + 1,
             )
             catalog_save(row=deployment, actor=actor)
-            if each.price is not None:
-                catalog_save(row=Price(deployment=deployment, **each.price), actor=actor)
+            for price in each.prices:
+                catalog_save(row=Price(deployment=deployment, **price), actor=actor)
 
 
 def catalog_delete(*, row: CatalogRow, actor: str) -> None:

@@ -202,7 +202,7 @@ class Stream:
             call.charge(usage, route.rates, source=source)
             call.record.is_partial = not reader.is_done
             if slot is not None:
-                slot.settle(usage.input_tokens + usage.output_tokens)
+                slot.settle(usage.tokens)
         if slot is not None:
             slot.settle(0 if reader.is_free else None)
 

@@ -107,7 +107,8 @@ def _csv(rows: Iterable[Row]) -> bytes:
 #: Columns of the file, and the model field of each.
 COLUMNS = (
     *("id", "label", "admitted_at", "account", "account_id", "key", "key_id", "endpoint", "model", "deployment"),
-    *("status", "error_code", "cache", "input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost"),
+    *("status", "error_code", "cache", "input_tokens", "cached_tokens", "output_tokens"),
+    *("cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens", "cost", "saved_cost"),
     *("usage_source", "is_partial", "is_overrun", "latency_ms", "first_token_ms", "attempts", "stages", "failures"),
     "count",
 )
@@ -147,7 +148,7 @@ def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
 #: Keys of Figures.as_answer whose values are plain numbers or strings.
 PLAIN = (
     *("cache_hits", "cache_misses", "cache_hit_rate", "input_tokens", "cached_tokens", "output_tokens"),
-    *("cost", "unpriced_requests", "saved_cost"),
+    *("cache_write_tokens", "reasoning_tokens", "cost", "unpriced_requests", "saved_cost"),
 )
 #: The kind of the exported objects in the audit log.
 KIND = "usage row"

@@ -100,6 +100,10 @@ def observe_record(record: UsageRecord) -> None:
         _series(tokens, model, "input").inc(record.input_tokens)
         _series(tokens, model, "cached").inc(record.cached_tokens)
         _series(tokens, model, "output").inc(record.output_tokens)
+        if record.cache_write_tokens:
+            _series(tokens, model, "cache_write").inc(record.cache_write_tokens)
+        if record.reasoning_tokens:
+            _series(tokens, model, "reasoning").inc(record.reasoning_tokens)
         _series(cost, model).inc((record.cost or 0) * NANO)
         if record.cost is None:
             _series(unpriced, model).inc()

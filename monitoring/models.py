@@ -45,6 +45,13 @@ class RequestRecord(models.Model):
     input_tokens = models.BigIntegerField(default=0)
     cached_tokens = models.BigIntegerField(default=0, help_text="Part of the input tokens.")
     output_tokens = models.BigIntegerField(default=0)
+    cache_write_tokens = models.BigIntegerField(
+        default=0, db_default=0, help_text="Part of the input tokens: stored in the provider's cache."
+    )
+    cache_write_1h_tokens = models.BigIntegerField(
+        default=0, db_default=0, help_text="Part of those: stored for an hour."
+    )
+    reasoning_tokens = models.BigIntegerField(default=0, db_default=0, help_text="Part of the output tokens.")
     cost = models.DecimalField(
         max_digits=19, decimal_places=9, null=True, default=0, help_text="US dollars; null: the model has no price."
     )
@@ -137,6 +144,8 @@ class Rollup(models.Model):
     input_tokens = models.BigIntegerField()
     cached_tokens = models.BigIntegerField(help_text="Part of the input tokens.")
     output_tokens = models.BigIntegerField()
+    cache_write_tokens = models.BigIntegerField(default=0, db_default=0, help_text="Part of the input tokens.")
+    reasoning_tokens = models.BigIntegerField(default=0, db_default=0, help_text="Part of the output tokens.")
     cost = models.BigIntegerField(help_text="Nano-dollars: sums of NUMERIC are not exact on every database.")
     saved_cost = models.BigIntegerField(help_text="Nano-dollars that cached and replayed answers saved.")
     unpriced = models.BigIntegerField(default=0, help_text="Requests whose cost is unknown.")

@@ -188,6 +188,10 @@ class FiguresAnswer(serializers.Serializer[Any]):
     input_tokens = serializers.IntegerField()
     cached_tokens = serializers.IntegerField(help_text="Part of the input tokens.")
     output_tokens = serializers.IntegerField()
+    cache_write_tokens = serializers.IntegerField(
+        help_text="Part of the input tokens: stored in the provider's cache, at a price of their own."
+    )
+    reasoning_tokens = serializers.IntegerField(help_text="Part of the output tokens.")
     cost = serializers.CharField(
         allow_null=True,
         help_text="Of requests whose price is known; null if none is. With unpriced ones, the true cost may be higher.",
@@ -238,7 +242,8 @@ class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
         model = RequestRecord
         fields = read_only_fields = [
             *("id", "label", "admitted_at", "key", "endpoint", "model", "status", "error_code", "cache"),
-            *("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost", "usage_source"),
+            *("input_tokens", "cached_tokens", "output_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
+            *("reasoning_tokens", "cost", "saved_cost", "usage_source"),
             *("is_partial", "is_overrun", "latency_ms", "first_token_ms", "attempts", "count"),
         ]
 

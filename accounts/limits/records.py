@@ -41,6 +41,9 @@ class UsageRecord:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    reasoning_tokens: int = 0
     cost: int | None = 0
     usage_source: str = ""
     is_partial: bool = False

@@ -23,7 +23,7 @@ from tests.processes import wait_until
 from tests.silent import Silent
 from tests.stores import Redis
 
-ANSWER = CachedAnswer({"choices": [{"message": {"content": "text"}}]}, 3, 1, 2, "openai/m")
+ANSWER = CachedAnswer({"choices": [{"message": {"content": "text"}}]}, 5, "openai/m")
 
 
 def set_cache(settings: LazySettings, url: str, *, ttl: int = 3600) -> None:

@@ -203,7 +203,7 @@ class ChatView(ModelEndpoint):
             call,
             {
                 "response": text,
-                "tokens_used": call.answer_usage.input_tokens + call.answer_usage.output_tokens,
+                "tokens_used": call.answer_tokens,
                 "cached": call.is_cached,
                 "request_id": call.trace.label,
             },

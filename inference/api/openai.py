@@ -34,6 +34,7 @@ from inference.api.schema import (
 )
 from inference.catalog import CatalogModel, catalog
 from inference.pipeline import answer
+from inference.prices import Rates
 from inference.protocols.base import Body, Payload, UnfitAnswer, WireProtocol
 from inference.protocols.chat import chat_protocol, completion_protocol
 from inference.protocols.embeddings import embedding_protocol
@@ -43,6 +44,10 @@ from inference.protocols.responses import response_protocol
 #: Header that overrides the tier on whether an answer at any temperature may be cached and shared.
 CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"
 SWITCHED = {"1": True, "true": True, "0": False, "false": False}
+
+
+#: The parts of a call that have prices by tokens.
+PRICED = ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning")
 
 
 class OpenAIEndpoint(ModelEndpoint):
@@ -180,6 +185,12 @@ def _is_listed(model: CatalogModel, identity: AuthenticatedKey) -> bool:
     return bool(may_be_asked) and identity.may_use_model(model.public_name)
 
 
+def _prices(rates: Rates) -> dict[str, str]:
+    """Return the prices of all prompts, or of longer ones, in US dollars."""
+    prices = {f"{part}_per_million": dollars(getattr(rates, part)) for part in PRICED}
+    return {**prices, "per_request": dollars(rates.request)}
+
+
 def _shown(model: CatalogModel) -> dict[str, Any]:
     """Return OpenAI's fields of a model, plus its kind, other names, context and price."""
     rates = model.routes[0].rates
@@ -193,8 +204,7 @@ def _shown(model: CatalogModel) -> dict[str, Any]:
         "context_size": model.context_size,
         "price": rates
         and {
-            "input_per_million": dollars(rates.input),
-            "cached_input_per_million": dollars(rates.cached_input),
-            "output_per_million": dollars(rates.output),
+            **_prices(rates),
+            "long_prompts": [{"above_tokens": above, **_prices(each)} for above, each in rates.steps],
         },
     }

@@ -214,11 +214,27 @@ class ResponseObject(serializers.Serializer[Any]):
 
 
 class ModelPrice(serializers.Serializer[Any]):
-    """US dollars per million tokens, as texts with nine decimals."""
+    """US dollars per million tokens, as texts with nine decimals; `per_request` is for each call."""
 
     input_per_million = serializers.CharField()
     cached_input_per_million = serializers.CharField()
+    cache_write_per_million = serializers.CharField()
+    cache_write_1h_per_million = serializers.CharField()
     output_per_million = serializers.CharField()
+    reasoning_per_million = serializers.CharField()
+    per_request = serializers.CharField()
+
+
+class LongPromptPrice(ModelPrice):
+    """The prices of calls whose prompt is longer than `above_tokens`."""
+
+    above_tokens = serializers.IntegerField()
+
+
+class ModelPrices(ModelPrice):
+    """The prices of a model."""
+
+    long_prompts = LongPromptPrice(many=True, help_text="The longest first; the first that fits holds.")
 
 
 class ModelObject(serializers.Serializer[Any]):
@@ -233,7 +249,7 @@ class ModelObject(serializers.Serializer[Any]):
     )
     aliases = serializers.ListField(child=serializers.CharField(), help_text="Other names that requests may use.")
     context_size = serializers.IntegerField(help_text="Tokens of prompt and answer together.")
-    price = ModelPrice(
+    price = ModelPrices(
         allow_null=True,
         help_text="At the provider that is asked first; another may cost more or less. null: unknown.",
     )

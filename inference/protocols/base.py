@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import toktok
 
@@ -17,6 +16,7 @@ from core.errors import InvalidRequest
 from core.json import to_json
 from inference.catalog import CatalogModel
 from inference.protocols.parameters import UNCACHEABLE, Check, refuse
+from inference.usage import NOTHING, Usage, parse_usage
 
 if TYPE_CHECKING:
     from inference.protocols.events import EventReader
@@ -27,8 +27,6 @@ Body = dict[str, Any]
 #: Most tokens that a provider's template adds around the whole prompt (PART_OVERHEAD: around each message or tool).
 REQUEST_OVERHEAD = 32
 PART_OVERHEAD = 16
-#: More than any call can use. A higher number from a provider is ignored, and could not be stored exactly.
-MOST_TOKENS = 1_000_000_000
 #: Names of the longest answer, and other parameters that may be sent without the caller's asking.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 ADDED_PARAMETERS = ("store", "stream_options")
@@ -42,41 +40,6 @@ MESSAGE_TOKENS = 3
 REPLY_TOKENS = 3
 #: Characters to count before other greenlets run; takes some milliseconds.
 COUNTED_AT_ONCE = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens as a provider counts them; `cached_tokens` are part of `input_tokens`."""
-
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-
-    def __add__(self, other: Usage) -> Usage:
-        """Return the sum of two usages."""
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.output_tokens + other.output_tokens,
-        )
-
-    def at_least(self, counted: Usage) -> Usage:
-        """Return the higher figure of this usage and a counted one, for input and output separately."""
-        prompt, output = (max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens))
-        return Usage(prompt, self.cached_tokens, output)
-
-    def filled(self, counted: Usage) -> tuple[Usage, str]:
-        """Return this usage with the counted figure in place of each 0, which is wrong beside a text, and its source.
-
-        The source is "provider" if nothing was replaced, otherwise "estimated".
-        """
-        prompt, output = self.input_tokens or counted.input_tokens, self.output_tokens or counted.output_tokens
-        used = Usage(prompt, self.cached_tokens, output)
-        return used, "provider" if used == self else "estimated"
-
-
-#: The last usage of some servers, which sent the real one before.
-NOTHING = Usage(0, 0, 0)
 
 
 class UnfitAnswer(Exception):
@@ -140,10 +103,6 @@ class WireProtocol(ABC):
             return self.asked_output(payload) is None
         return name in ADDED_PARAMETERS and name not in payload
 
-    def parse_usage(self, usage: Any) -> Usage | None:
-        """Parse the `usage` of an answer; None if it is invalid."""
-        return parse_usage(usage)
-
     @abstractmethod
     def count(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the usage of a call with a tokenizer."""
@@ -151,7 +110,7 @@ class WireProtocol(ABC):
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the usage of a call with a tokenizer. If the provider reports a higher figure, that one is returned."""
         counted = self.count(payload, body, model=model)
-        return (self.parse_usage(body.get("usage")) or counted).at_least(counted)
+        return (parse_usage(body.get("usage")) or counted).at_least(counted)
 
     def is_of_all(self, reported: Usage, body: Body) -> bool:
         """Return whether the usage in an answer covers all of it."""
@@ -159,7 +118,7 @@ class WireProtocol(ABC):
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
         """Return the usage of a non-streamed call, and its source: "provider" or "estimated"."""
-        reported, generates = self.parse_usage(body.get("usage")), self.generates(payload)
+        reported, generates = parse_usage(body.get("usage")), self.generates(payload)
         if reported is None or (generates and not self.is_of_all(reported, body)):
             return self.estimate(payload, body, model=model), "estimated"
         if reported.input_tokens and (reported.output_tokens or not generates):
@@ -219,13 +178,13 @@ class WireProtocol(ABC):
         Otherwise the request gets its maximum or is refused. Raises InvalidRequest for a request too large to compute
         exactly.
         """
-        prompt, answers, prices = self.prompt_bound(payload), self.answers(payload), model.dearest
-        output = self.wanted_output(payload, identity, model) * answers
+        prompt, answers = self.prompt_bound(payload), self.answers(payload)
+        output, most = self.wanted_output(payload, identity, model) * answers, model.ceiling(prompt)
         try:
             return Bound(
-                prompt=Amount(prompt, -(-prompt * prices.input // MILLION)),
+                prompt=Amount(prompt, -(-prompt * most.input // MILLION) + most.request),
                 output_tokens=output,
-                output_price=prices.output,
+                output_price=most.output,
                 minimum_output=min(answers * self.least_output, output) if self.asked_output(payload) is None else None,
                 step=answers,
             )
@@ -261,25 +220,8 @@ def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
     if not error and not is_error:
         return None
     fields = error if isinstance(error, dict) else {} if error or is_failed else body
-    usage = parse_usage(response.get("usage")) or parse_usage(response.get("usage"), "input", "output")
+    usage = parse_usage(response.get("usage"))
     return ProviderError(fields, response=response if is_failed else {}, usage=usage if usage != NOTHING else None)
-
-
-def parse_usage(usage: Any, prompt: str = "prompt", output: str = "completion") -> Usage | None:
-    """Parse a usage whose fields begin with these names; None if it is invalid. Embeddings report no completion."""
-    if not isinstance(usage, dict):
-        return None
-    read, written = usage.get(f"{prompt}_tokens"), usage.get(f"{output}_tokens", 0 if output == "completion" else None)
-    if not is_count(read) or not is_count(written):
-        return None
-    details = usage.get(f"{prompt}_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Usage(read, min(cached, read) if is_count(cached) else 0, written)
-
-
-def is_count(value: Any) -> TypeGuard[int]:
-    """Return whether a value is an integer from 0 to MOST_TOKENS, and not a boolean."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 def choices_in(body: Body) -> list[Body]:

@@ -16,19 +16,15 @@ from core.errors import ContentFiltered, UpstreamFailed
 from core.json import to_json
 from inference.protocols.base import (
     GIVEN_UP,
-    NOTHING,
     PART_OVERHEAD,
     REQUEST_OVERHEAD,
     Body,
     Payload,
-    Usage,
     WireProtocol,
     choices_in,
     count_prompts,
     count_tokens,
-    is_count,
     json_bytes,
-    parse_usage,
     prompts_in,
 )
 from inference.protocols.content import (
@@ -58,6 +54,7 @@ from inference.protocols.parameters import (
     refuse,
     unsupported,
 )
+from inference.usage import NOTHING, Usage, is_count, parse_usage
 
 #: Finish reasons of a complete answer: OpenAI's, and other servers' names for `stop`.
 FINISHED = ("stop", "length", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence")

@@ -17,10 +17,8 @@ from inference.protocols.base import (
     Body,
     Payload,
     UnfitAnswer,
-    Usage,
     WireProtocol,
     count_prompts,
-    is_count,
     json_bytes,
     prompts_in,
 )
@@ -33,6 +31,7 @@ from inference.protocols.parameters import (
     one_of,
     unsupported,
 )
+from inference.usage import Usage, is_count
 
 FLOAT_BYTES = 4
 #: Parameters of other servers that choose numbers other than float32; such vectors are not converted.

@@ -21,7 +21,8 @@ from django.conf import settings
 from core.background import LEAST_SLEEP
 from core.errors import ApiError
 from core.json import to_json
-from inference.protocols.base import NOTHING, Body, ProviderError, Usage, find_error, parse_usage
+from inference.protocols.base import Body, ProviderError, find_error
+from inference.usage import NOTHING, Usage, parse_usage
 
 END_OF_EVENT = b"\n\n"
 #: End of an event that holds a whole object; an event with another end is parsed.

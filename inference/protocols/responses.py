@@ -16,11 +16,8 @@ from inference.protocols.base import (
     PART_OVERHEAD,
     Body,
     Payload,
-    Usage,
     WireProtocol,
     count_tokens,
-    is_count,
-    parse_usage,
 )
 from inference.protocols.content import (
     FUNCTIONS,
@@ -50,6 +47,7 @@ from inference.protocols.parameters import (
     refuse,
     unsupported,
 )
+from inference.usage import Usage, is_count, parse_usage
 
 #: Fields of an output item that the model did not write.
 LABELS = ("type", "id", "role", "status", "call_id", "encrypted_content")
@@ -206,10 +204,6 @@ class ResponseProtocol(WireProtocol):
         """Set the maximum, and forbid the provider to store anything."""
         return {**payload, "max_output_tokens": tokens, "store": False}
 
-    def parse_usage(self, usage: Any) -> Usage | None:
-        """Parse a usage, whose fields have other names than those of chat completions."""
-        return parse_usage(usage, "input", "output")
-
     def count(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the input, the schemas, the images and the output, encrypted reasoning included."""
         items = [{**item, "tools": None} if isinstance(item, dict) else item for item in _items(payload)]
@@ -299,7 +293,7 @@ class ResponseReader(EventReader):
             self.is_done = True
             response = body.get("response")
             self._whole = response if isinstance(response, dict) else {}
-            self.usage = response_protocol.parse_usage(self._whole.get("usage"))
+            self.usage = parse_usage(self._whole.get("usage"))
         return event + END_OF_EVENT
 
     def read_done(self, event: bytes) -> bytes:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 import pytest
 from django.conf import LazySettings
 
-from inference.catalog import Rates, Route
+from inference.catalog import Route
 from inference.fake_provider import FakeUpstream
+from inference.prices import Rates
 from inference.tests.samples import unanswered
 from inference.upstream import breaker as module
 from inference.upstream.breaker import FAILURES_TO_OPEN, Breakers, BreakerState, address_of

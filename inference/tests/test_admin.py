@@ -12,9 +12,10 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 from accounts.models import AuditEntry
 from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
 from core.formats import price_text
-from inference.catalog import Rates, _route, catalog
+from inference.catalog import _route, catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
+from inference.prices import Rates
 from inference.upstream.breaker import FAILURES_TO_OPEN, breakers, failing
 from monitoring.tests.samples import recorded
 
@@ -24,6 +25,7 @@ PROVIDERS, MODELS, DEPLOYMENTS, PRICES = (
     f"/admin/inference/{name}/" for name in ("provider", "model", "deployment", "price")
 )
 NEW_PRICE = {
+    "above_tokens": 0,
     "valid_from_0": "2026-01-01",
     "valid_from_1": "00:00",
     "input_per_million": "0.15",

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from openai.lib.azure import _deployments_endpoints
 
-from inference.catalog import Rates, Route
+from inference.catalog import Route
 from inference.fake_provider import FakeUpstream
+from inference.prices import Rates
 from inference.protocols.chat import chat_protocol
 from inference.upstream.client import DEPLOYMENT_PATHS, Upstream
 

@@ -8,7 +8,8 @@ from itertools import count
 
 import pytest
 
-from inference.catalog import Rates, Route
+from inference.catalog import Route
+from inference.prices import Rates
 from inference.upstream.breaker import COOL_DOWN, FAILURES_TO_OPEN, LONGEST_PAUSE, STILL_FAILING, Breakers, BreakerState
 
 DEPLOYMENT, OTHER = (

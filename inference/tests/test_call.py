@@ -13,9 +13,9 @@ from accounts.tests.factories import IssuedKey, make_key, make_tier
 from core.errors import ApiError, BoundExceedsLimit, ConcurrencyLimited, TokensLimited
 from core.telemetry.trace import begin_trace
 from inference.call import Call
-from inference.catalog import Rates
-from inference.protocols.base import Usage
+from inference.prices import Rates
 from inference.tests.fixtures import Records
+from inference.usage import Usage
 
 RATES = Rates(input=2_000_000, cached_input=500_000, output=10_000_000)  # 2, 0.5 and 10 nano-dollars a token
 BOUND = Bound(Amount(100, 200), output_tokens=50, output_price=10_000_000, minimum_output=1)

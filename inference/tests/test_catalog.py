@@ -14,11 +14,13 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from core.errors import DependencyUnavailable
-from inference.catalog import Catalog, CatalogModel, Rates, default_model_name
+from inference.catalog import Catalog, CatalogModel, default_model_name
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
+from inference.prices import Rates
 from inference.tests.fixtures import MODEL
 from inference.tests.samples import serve
+from inference.usage import Usage
 
 
 class Clock:
@@ -42,9 +44,9 @@ def test_it_finds_a_model_with_its_routes_and_prices(upstream: FakeUpstream) -> 
     (route,) = found("house").routes
     assert (route.name, route.upstream_name, route.base_url) == ("openai/deep/7b", "deep/7b", upstream.base_url)
     assert route.api_key_variable == "OPENAI_API_KEY"
-    assert route.rates == Rates(input=3 * 10**9, cached_input=10**9, output=5 * 10**9)
+    assert route.rates == Rates(3 * 10**9, 10**9, 5 * 10**9, 3 * 10**9, 3 * 10**9, 5 * 10**9)
     deployment.prices.update(cached_input_per_million=None)  # then it costs what other input does
-    assert found("house").routes[0].rates == Rates(input=3 * 10**9, cached_input=3 * 10**9, output=5 * 10**9)
+    assert found("house").routes[0].rates == Rates(3 * 10**9, 3 * 10**9, 5 * 10**9, 3 * 10**9, 3 * 10**9, 5 * 10**9)
 
 
 def test_it_knows_nothing_of_what_is_switched_off(upstream: FakeUpstream) -> None:
@@ -66,7 +68,7 @@ def test_it_tries_routes_in_order_and_then_by_weight_and_bounds_by_the_dearest(u
     Price.objects.create(deployment=made, input_per_million=3, output_per_million=Decimal("1.5"))
     model = found("many")
     assert [route.upstream_name for route in model.routes] == ["c", "a", "d", "b"]
-    assert (model.dearest.input, model.dearest.output) == (4 * 10**9, 2 * 10**9)
+    assert model.ceiling(100) == (4 * 10**9, 2 * 10**9, 0)
 
 
 def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> None:
@@ -75,7 +77,31 @@ def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> Non
     for days, price in ((-2, 7), (1, 9)):
         amounts = {"input_per_million": price, "output_per_million": 0}
         Price.objects.create(deployment=deployment, valid_from=now + timedelta(days=days), **amounts)
-    assert found("priced").routes[0].rates == Rates(input=10**9)
+    assert found("priced").routes[0].rates == Rates.of([deployment.prices.get(input_per_million=1)])
+
+
+def test_a_new_price_for_all_prompts_ends_those_for_longer_ones(upstream: FakeUpstream) -> None:
+    deployment = serve("stepped", input=1, output=1)
+    now = timezone.now()
+
+    def add(hours: int, above: int, price: int) -> None:
+        amounts = {"input_per_million": price, "output_per_million": price}
+        since = now + timedelta(hours=hours)
+        Price.objects.create(deployment=deployment, valid_from=since, above_tokens=above, **amounts)
+
+    def costs() -> list[int]:
+        rates = found("stepped").routes[0].rates
+        assert rates is not None
+        return [rates.cost(Usage(tokens)) // tokens // 1000 for tokens in (1000, 200_000, 200_001)]
+
+    deployment.prices.update(valid_from=now - timedelta(hours=9))
+    add(-8, 200_000, 2)
+    add(1, 200_000, 9)  # not yet
+    assert costs() == [1, 1, 2]
+    add(-7, 200_000, 3)
+    assert costs() == [1, 1, 3]
+    add(-6, 0, 4)
+    assert costs() == [4, 4, 4]
 
 
 def test_it_believes_what_it_read_for_a_second(upstream: FakeUpstream, django_assert_num_queries: Any) -> None:
@@ -153,23 +179,6 @@ def test_it_makes_nobody_wait_behind_others_for_a_database_that_is_away(
 def test_it_names_the_default_model(settings: LazySettings, key: str, url: str, model: str, name: str) -> None:
     settings.OPENAI_API_KEY, settings.OPENAI_BASE_URL, settings.OPENAI_MODEL = key, url, model
     assert default_model_name() == name
-
-
-@pytest.mark.parametrize(
-    ("tokens", "cost"),
-    [
-        ((0, 0, 0), 0),
-        ((1, 0, 0), 1),
-        ((1_000_000, 0, 0), 3),
-        ((1_000_000, 1_000_000, 0), 2),
-        ((1, 1, 1), 1),
-        ((0, 0, 1_000_001), 6),
-    ],
-)
-def test_it_rounds_a_cost_up_once(tokens: tuple[int, int, int], cost: int) -> None:
-    rates = Rates(input=3, cached_input=2, output=5)
-    given = dict(zip(("input_tokens", "cached_tokens", "output_tokens"), tokens, strict=True))
-    assert rates.cost(**given) == cost
 
 
 def _fail() -> None:

@@ -17,8 +17,9 @@ import pytest
 import trustme
 
 from core.network import addresses_of
-from inference.catalog import Rates, Route
+from inference.catalog import Route
 from inference.fake_provider import FakeUpstream
+from inference.prices import Rates
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
 from inference.upstream import transport

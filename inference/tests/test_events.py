@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from core.errors import ContentFiltered, UpstreamFailed
 from inference.api.native import DeltaReader
 from inference.protocols import events
-from inference.protocols.base import Usage
 from inference.protocols.chat import ChunkReader
 from inference.protocols.events import TURN, BrokenStream, EventReader, KeptEvents, parse_events
 from inference.protocols.responses import ResponseReader
+from inference.usage import Usage
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 COUNTED = Usage(4, 0, 9)

@@ -28,7 +28,7 @@ from inference.single_flight import Flight, Flights, Wait
 from inference.upstream.errors import Deadline
 from tests.processes import wait_until
 
-ANSWER = CachedAnswer({"choices": []}, 1, 0, 1, "p/m")
+ANSWER = CachedAnswer({"choices": []}, 2, "p/m")
 KEY = "key"
 
 

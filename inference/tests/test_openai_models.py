@@ -41,7 +41,12 @@ def test_it_shows_a_model_by_any_name_under_which_it_is_called(roomy: Api, alias
         "price": {
             "input_per_million": "2.000000000",
             "cached_input_per_million": "1.000000000",
+            "cache_write_per_million": "2.000000000",
+            "cache_write_1h_per_million": "2.000000000",
             "output_per_million": "8.000000000",
+            "reasoning_per_million": "8.000000000",
+            "per_request": "0.000000000",
+            "long_prompts": [],
         },
     }
     body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from accounts.key_cache import AuthenticatedKey, build_authenticated_key
 from accounts.tests.factories import make_key, make_tier
 from core.errors import InvalidRequest
-from inference.catalog import CatalogModel, Rates, Route
-from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, Usage, WireProtocol, count_tokens
+from inference.catalog import CatalogModel, Route
+from inference.prices import Rates
+from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, WireProtocol, count_tokens
 from inference.protocols.chat import chat_protocol, completion_protocol
 from inference.protocols.embeddings import embedding_protocol
 from inference.protocols.responses import BUILT_IN_TOKENS, response_protocol
+from inference.usage import Usage
 
 MODELS = ("gpt-4", "gpt-4o")
 DATA_URL = "data:image/png;base64," + "A" * 100_000
@@ -178,45 +180,6 @@ def test_it_asks_for_usage_in_streams_whatever_the_caller_asks() -> None:
 
 
 # What was used
-
-CHAT_USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 5}}
-ODD_DETAILS: list[Any] = [None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"}]
-RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 5}}
-
-
-@pytest.mark.parametrize(
-    ("protocol", "usage", "read"),
-    [
-        *((each, CHAT_USAGE, (9, 5, 4)) for each in (chat_protocol, completion_protocol, embedding_protocol)),
-        (embedding_protocol, {"prompt_tokens": 3, "total_tokens": 3}, (3, 0, 0)),
-        (response_protocol, RESPONSE_USAGE, (9, 5, 4)),
-        (chat_protocol, {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 50}}, (9, 9, 4)),
-        *((chat_protocol, {**CHAT_USAGE, "prompt_tokens_details": details}, (9, 0, 4)) for details in ODD_DETAILS),
-    ],
-)
-def test_it_reads_usage_as_openai_tells_it(protocol: WireProtocol, usage: Any, read: tuple[int, int, int]) -> None:
-    assert protocol.parse_usage(usage) == Usage(*read)
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
-        None,
-        {},
-        [],
-        "9",
-        {"prompt_tokens": "9"},
-        {"prompt_tokens": True},
-        {"prompt_tokens": -1},
-        {"prompt_tokens": 1.5},
-        {"prompt_tokens": 9, "completion_tokens": None},
-        {"prompt_tokens": 10**12},
-        {"input_tokens": 9},
-    ],
-)
-def test_it_believes_no_usage_that_is_none(usage: Any) -> None:
-    for protocol in (chat_protocol, completion_protocol, embedding_protocol, response_protocol):
-        assert protocol.parse_usage(usage) is None
 
 
 @given(texts, texts)

@@ -14,7 +14,8 @@ import pytest
 
 from core.errors import ApiError, UpstreamBusy, UpstreamFailed
 from inference.call import Call
-from inference.catalog import Rates, Route
+from inference.catalog import Route
+from inference.prices import Rates
 from inference.upstream.breaker import FAILURES_TO_OPEN, BreakerState, breakers
 from inference.upstream.errors import (
     BROKEN,

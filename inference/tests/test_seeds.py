@@ -9,20 +9,23 @@ from django.conf import LazySettings
 
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Price
-from inference.seeds import listed_price, provider_seed
+from inference.seeds import listed_prices, provider_seed
 from inference.tests.fixtures import MODEL
 
 
 def test_it_looks_prices_up_in_dollars_per_million_tokens() -> None:
-    assert listed_price("gpt-3.5-turbo") == {
-        "input_per_million": Decimal("0.5"),
-        "cached_input_per_million": Decimal("0.5"),
-        "output_per_million": Decimal("1.5"),
-    }
-    price = listed_price("gpt-4o-mini")
-    assert price is not None
+    plain = {"above_tokens": 0, "input_per_million": Decimal("0.5"), "output_per_million": Decimal("1.5")}
+    assert listed_prices("gpt-3.5-turbo") == [plain]
+    (price,) = listed_prices("gpt-4o-mini")
     assert 0 < price["cached_input_per_million"] < price["input_per_million"] < price["output_per_million"]
-    assert [listed_price(model) for model in ("no-such-model", "smollm2-135m-instruct")] == [None, None]
+    assert [listed_prices(model) for model in ("no-such-model", "smollm2-135m-instruct")] == [[], []]
+
+
+def test_it_looks_up_cache_writes_and_the_prices_of_long_prompts() -> None:
+    base, long = listed_prices("claude-sonnet-4-5", "https://api.anthropic.com/v1")
+    assert (base["above_tokens"], long["above_tokens"]) == (0, 200_000)
+    assert base["input_per_million"] < base["cache_write_per_million"] < base["cache_write_1h_per_million"]
+    assert all(long[name] > base[name] for name in base if name.endswith("_per_million"))
 
 
 def test_it_enters_no_second_price(upstream: FakeUpstream) -> None:

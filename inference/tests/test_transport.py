@@ -17,8 +17,9 @@ import pytest
 from django.conf import LazySettings
 
 from core.errors import UpstreamFailed, UpstreamTimeout
-from inference.catalog import Rates, Route
+from inference.catalog import Route
 from inference.fake_provider import FakeUpstream
+from inference.prices import Rates
 from inference.protocols.chat import chat_protocol
 from inference.tests.samples import odd_provider, unanswered
 from inference.tests.wire import HELLO

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from inference.catalog import Rates, Route
+from inference.catalog import Route
 from inference.fake_provider import FakeUpstream
+from inference.prices import Rates
 from inference.upstream.client import Upstream
 from inference.upstream.errors import AttemptFailed
 

@@ -25,8 +25,9 @@ import structlog
 
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Route
-from inference.protocols.base import ProviderError, UnfitAnswer, Usage
+from inference.protocols.base import ProviderError, UnfitAnswer
 from inference.upstream.transport import NotConnected
+from inference.usage import Usage
 
 log = structlog.get_logger(__name__)
 
@@ -124,7 +125,7 @@ class AttemptFailed(Exception):
     def tokens(self) -> int | None:
         """The tokens that the attempt used; None if unknown."""
         if self.usage is not None:
-            return self.usage.input_tokens + self.usage.output_tokens
+            return self.usage.tokens
         return None if self.verdict.may_be_billed else 0
 
 

@@ -39,6 +39,8 @@ class Figures:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
     cost: int = 0
     saved_cost: int = 0
     unpriced: int = 0
@@ -60,6 +62,8 @@ class Figures:
         self.input_tokens += other.input_tokens
         self.cached_tokens += other.cached_tokens
         self.output_tokens += other.output_tokens
+        self.cache_write_tokens += other.cache_write_tokens
+        self.reasoning_tokens += other.reasoning_tokens
         self.cost += other.cost
         self.saved_cost += other.saved_cost
         self.unpriced += other.unpriced
@@ -138,6 +142,8 @@ class Figures:
             "input_tokens": self.input_tokens,
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
+            "cache_write_tokens": self.cache_write_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "cost": None if self.is_cost_unknown else dollars(self.cost),
             "unpriced_requests": self.unpriced,
             "saved_cost": dollars(self.saved_cost),

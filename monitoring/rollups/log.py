@@ -48,7 +48,7 @@ def _nano(column: str) -> Sum:
 _SUMS = {
     "requests": Sum("count"),
     **{column: Sum("count", filter=Q(cache=cache), default=0) for cache, column in CACHE_COLUMNS.items()},
-    **{column: Sum(column) for column in ("input_tokens", "cached_tokens", "output_tokens")},
+    **{column: Sum(column) for column in COUNTS if column.endswith("_tokens")},
     "cost": _nano("cost"),
     "saved_cost": _nano("saved_cost"),
     "unpriced": Sum("count", filter=Q(cost=None), default=0),

@@ -221,6 +221,8 @@ def test_it_writes_figures_as_the_api_shows_them(cast: Cast) -> None:
         "input_tokens": 100,
         "cached_tokens": 4,
         "output_tokens": 50,
+        "cache_write_tokens": 0,
+        "reasoning_tokens": 0,
         "cost": "0.000001500",
         "unpriced_requests": 0,
         "saved_cost": "0.000000007",

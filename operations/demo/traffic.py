@@ -15,8 +15,9 @@ from random import Random
 from accounts.limits.records import UsageRecord
 from accounts.models import ApiKey
 from core.times import new_id
-from inference.catalog import Rates
 from inference.models import Price
+from inference.prices import Rates
+from inference.usage import Usage
 from monitoring.rollups.periods import EPOCH
 
 #: Requests of the whole time, approximately.
@@ -49,6 +50,11 @@ class DemoModel:
         cached = None if self.cached_price is None else Decimal(self.cached_price)
         prices = {"input_per_million": Decimal(self.input_price), "output_per_million": Decimal(self.output_price)}
         return Price(cached_input_per_million=cached, **prices)
+
+    @property
+    def rates(self) -> Rates:
+        """Return the prices as calls are billed by them."""
+        return Rates.of([self.price()]) or Rates()
 
 
 DOWN, SPARE = "openai-eu", "azure-west"
@@ -228,8 +234,8 @@ def _answer(
     record.input_tokens, record.output_tokens = max(1, input_tokens), output_tokens
     if model.cached_price and random.random() < 0.25:
         record.cached_tokens = record.input_tokens // 2
-    tokens = {name: getattr(record, name) for name in ("input_tokens", "cached_tokens", "output_tokens")}
-    record.cost, record.usage_source = Rates.of(model.price()).cost(**tokens), "provider"
+    usage = Usage(record.input_tokens, record.cached_tokens, record.output_tokens)
+    record.cost, record.usage_source = model.rates.cost(usage), "provider"
     first = before + model.first_token_ms * random.lognormvariate(0, 0.3) + record.input_tokens / 60
     whole = first + output_tokens * model.token_ms * random.lognormvariate(0, 0.15)
     is_stream = record.endpoint in (CHAT, RESPONSES) and random.random() < 0.6
@@ -241,7 +247,7 @@ def _answer_again(record: UsageRecord, model: DemoModel, caller: Caller, random:
     """Complete the record of a call that was answered from the cache, or together with an identical one."""
     tokens = _tokens(caller, random)
     record.cache, record.usage_source = ("coalesced" if random.random() < 0.06 else "hit"), "cache"
-    record.saved_cost = Rates.of(model.price()).cost(cached_tokens=0, **tokens)
+    record.saved_cost = model.rates.cost(Usage(**tokens))
     waited = model.first_token_ms * random.uniform(0.2, 1) if record.cache == "coalesced" else 0.0
     _time(record, random, attempts=0, upstream=0, total=random.lognormvariate(1.2, 0.4) + waited)
     record.stages += f" flight={waited:.1f}" if waited else ""

@@ -1,0 +1,93 @@
+"""What a deployment's tokens cost, in nano-dollars, and the highest that a call may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import NamedTuple
+
+from core.money import nano
+from inference.models import Price
+from inference.usage import Usage
+
+MILLION = 1_000_000
+
+
+class Ceiling(NamedTuple):
+    """The highest prices that a call may be billed at: of a million input and output tokens, and of the request."""
+
+    input: int
+    output: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Nano-dollars per million tokens, and per request.
+
+    `steps` are the rates of longer prompts, by the number of tokens above which they hold, the highest first. The whole
+    prompt decides, and a step holds for every part of the call.
+    """
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    cache_write: int = 0
+    cache_write_1h: int = 0
+    reasoning: int = 0
+    request: int = 0
+    steps: tuple[tuple[int, Rates], ...] = ()
+
+    @classmethod
+    def of(cls, prices: Iterable[Price]) -> Rates | None:
+        """Return the rates of prices in force; None without one for all prompts."""
+        rates = {price.above_tokens: cls._of_row(price) for price in prices}
+        base = rates.pop(0, None)
+        return base and replace(base, steps=tuple(sorted(rates.items(), reverse=True)))
+
+    @classmethod
+    def _of_row(cls, price: Price) -> Rates:
+        """Return the rates of one row. A part without a price of its own costs what its whole does."""
+        whole, written = nano(price.input_per_million), nano(price.output_per_million)
+        cache_write = _nano_or(price.cache_write_per_million, whole)
+        return cls(
+            whole,
+            _nano_or(price.cached_input_per_million, whole),
+            written,
+            cache_write,
+            _nano_or(price.cache_write_1h_per_million, cache_write),
+            _nano_or(price.reasoning_per_million, written),
+            _nano_or(price.per_request, 0),
+        )
+
+    def for_prompt(self, tokens: int) -> Rates:
+        """Return the rates of a prompt with this number of tokens."""
+        return next((rates for above, rates in self.steps if tokens > above), self)
+
+    def cost(self, usage: Usage) -> int:
+        """Return the cost of a call in nano-dollars, rounded up once."""
+        rates = self.for_prompt(usage.input_tokens)
+        written_1h, reasoning = usage.cache_write_1h_tokens, usage.reasoning_tokens
+        total = (
+            (usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens) * rates.input
+            + usage.cached_tokens * rates.cached_input
+            + (usage.cache_write_tokens - written_1h) * rates.cache_write
+            + written_1h * rates.cache_write_1h
+            + (usage.output_tokens - reasoning) * rates.output
+            + reasoning * rates.reasoning
+        )
+        return -(-total // MILLION) + rates.request
+
+    def ceiling(self, prompt_tokens: int) -> Ceiling:
+        """Return the highest prices of calls whose prompts have at most this number of tokens."""
+        reached = [self, *(rates for above, rates in self.steps if prompt_tokens > above)]
+        return Ceiling(
+            max(max(each.input, each.cached_input, each.cache_write, each.cache_write_1h) for each in reached),
+            max(max(each.output, each.reasoning) for each in reached),
+            max(each.request for each in reached),
+        )
+
+
+def _nano_or(price: Decimal | None, otherwise: int) -> int:
+    return otherwise if price is None else nano(price)

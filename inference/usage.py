@@ -1,0 +1,141 @@
+"""Tokens as providers report them: one parser for every shape of `usage`, and what its parts are.
+
+docs/usage.md has the table of the shapes. Providers differ in three things: the names of the fields; whether cached
+tokens are a part of the prompt's or come beside them (Anthropic); whether reasoning is a part of the output or comes
+beside it (xAI and Gemini, whose `total_tokens` shows it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+#: More than any call can use. A higher number from a provider is ignored, and could not be stored exactly.
+MOST_TOKENS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens of a call. All others are parts: of the input, of the cache writes (those for an hour), of the output.
+
+    Cached tokens were read from the provider's cache of prompts, cache writes were stored in it.
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Return input and output tokens."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return the sum of two usages."""
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in Usage.__slots__))
+
+    def with_totals(self, input_tokens: int, output_tokens: int) -> Usage:
+        """Return this usage with other totals, which are not below its parts."""
+        return Usage(
+            input_tokens,
+            self.cached_tokens,
+            output_tokens,
+            self.cache_write_tokens,
+            self.cache_write_1h_tokens,
+            self.reasoning_tokens,
+        )
+
+    def at_least(self, counted: Usage) -> Usage:
+        """Return the higher figure of this usage and a counted one, for input and output separately."""
+        return self.with_totals(
+            max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens)
+        )
+
+    def filled(self, counted: Usage) -> tuple[Usage, str]:
+        """Return this usage with the counted figure in place of each 0, which is wrong beside a text, and its source.
+
+        The source is "provider" if nothing was replaced, otherwise "estimated".
+        """
+        used = self.with_totals(self.input_tokens or counted.input_tokens, self.output_tokens or counted.output_tokens)
+        return used, "provider" if used == self else "estimated"
+
+
+#: The last usage of some servers, which sent the real one before.
+NOTHING = Usage()
+
+#: Names of the input and the output tokens, and what an absent output means: embeddings report none.
+TOTALS = (
+    ("prompt_tokens", "completion_tokens", 0),
+    ("input_tokens", "output_tokens", None),
+    ("promptTokenCount", "candidatesTokenCount", 0),
+)
+#: Where the parts are found: the first count above 0 is taken.
+CACHED = (
+    "prompt_tokens_details.cached_tokens",
+    "input_tokens_details.cached_tokens",
+    "cache_read_input_tokens",  # Anthropic, LiteLLM, Bedrock
+    "prompt_cache_hit_tokens",  # DeepSeek
+    "cached_tokens",  # Moonshot
+    "cachedContentTokenCount",  # Gemini
+)
+WRITTEN = (
+    "cache_creation_input_tokens",  # Anthropic, LiteLLM, Bedrock
+    "prompt_tokens_details.cache_write_tokens",  # OpenRouter
+    "prompt_tokens_details.cache_creation_tokens",  # LiteLLM
+)
+WRITTEN_1H = ("cache_creation.ephemeral_1h_input_tokens",)
+REASONING = (
+    "completion_tokens_details.reasoning_tokens",
+    "output_tokens_details.reasoning_tokens",
+    "reasoning_tokens",  # Perplexity
+    "thoughtsTokenCount",  # Gemini
+)
+ALL = ("total_tokens", "totalTokenCount")
+#: Fields that only Anthropic has: its input tokens are those neither read from the cache nor written to it.
+ANTHROPIC = ("cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def parse_usage(usage: Any) -> Usage | None:
+    """Parse a `usage` of any provider; None if it is invalid. Parts that are larger than their whole are cut."""
+    names = next((each for each in TOTALS if isinstance(usage, dict) and each[0] in usage), None)
+    if names is None:
+        return None
+    read, output = usage[names[0]], usage.get(names[1], names[2])
+    if not is_count(read) or not is_count(output):
+        return None
+    cached, written, reasoning = _first(usage, CACHED), _first(usage, WRITTEN), _first(usage, REASONING)
+    beside = max(0, _first(usage, ALL) - read - output)
+    if names[0] == "input_tokens" and any(name in usage for name in ANTHROPIC):
+        read += cached + written
+    elif beside and beside == cached + written:
+        read += beside
+    elif beside:
+        output += beside
+        reasoning = reasoning or beside
+    elif reasoning > output:
+        output += reasoning
+    if max(read, output) > MOST_TOKENS:
+        return None
+    cached = min(cached, read)
+    written = min(written, read - cached)
+    return Usage(read, cached, output, written, min(_first(usage, WRITTEN_1H), written), min(reasoning, output))
+
+
+def _first(usage: Mapping[str, Any], places: tuple[str, ...]) -> int:
+    """Return the first count above 0 at one of the places (`field` or `object.field`); 0 without one."""
+    for place in places:
+        holder, _, name = place.rpartition(".")
+        found = usage.get(holder) if holder else usage
+        value = found.get(name) if isinstance(found, dict) else None
+        if is_count(value) and value:
+            return value
+    return 0
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Return whether a value is an integer from 0 to MOST_TOKENS, and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
