@@ -140,13 +140,16 @@ def day_text(at: datetime) -> str:
 
 
 def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:
-    """Format a time as the time since then, or until then: 42 s ago, in 12 days.
+    """Format a time as the time since then, or until then: 42 s ago, 59 min ago, 3 h ago, in 12 days.
 
     Up to a minute ahead of `now` it is "just now": the clock of another node may be ahead.
     """
     if at is None:
         return absent
     since = (now - at).total_seconds()
-    if since <= -60:
-        return f"in {duration(-since)}"
-    return "just now" if since < 1 else f"{duration(since)} ago"
+    if -60 < since < 1:
+        return "just now"
+    size, unit = next(each for each in ((86_400, "day"), (3600, "h"), (60, "min"), (1, "s")) if abs(since) >= each[0])
+    number = int(abs(since) // size)
+    text = f"{number} {unit}{'s' if unit == 'day' and number != 1 else ''}"
+    return f"{text} ago" if since > 0 else f"in {text}"
