@@ -136,6 +136,11 @@ class Account(RequestLimits, Budgets):
     def __str__(self) -> str:
         return f"{self.display_name} ({self.name})" if self.display_name else self.name
 
+    @property
+    def title(self) -> str:
+        """The name to show: the slug where there is no other."""
+        return self.display_name or self.name
+
 
 class ApiKey(Budgets):
     """A credential of an account. The secret is shown once and never stored; only its HMAC digest is."""

@@ -25,6 +25,13 @@ def tier_names() -> list[str]:
     return list(Tier.objects.order_by("name").values_list("name", flat=True))
 
 
+def account_titles(names: Iterable[str]) -> dict[str, str]:
+    """Return the names to show of accounts by their slugs; records hold only these, also of deleted accounts."""
+    wanted = set(names)
+    named = Account.objects.filter(name__in=wanted).exclude(display_name="")
+    return {name: name for name in wanted} | dict(named.values_list("name", "display_name"))
+
+
 def api_key_list(*, account: str | None = None) -> QuerySet[ApiKey]:
     """List keys with their accounts and tiers, of all accounts or of the one with this name."""
     keys = ApiKey.objects.select_related("account", "tier").order_by("account__name", "name")

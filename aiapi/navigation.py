@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.db.models import Q
@@ -47,6 +48,8 @@ SIDEBAR = {
         ("Roles", "admin_panel_settings", "auth_group_changelist", "auth.view_group"),
     ],
 }
+#: What an entry's list shows at first: the log of the last 24 hours.
+QUERIES = {"monitoring_requestrecord_changelist": "?from=-24h"}
 #: Models whose lists are tabs of one page: titles and names below `inference`.
 MODEL_TABS = {"Models": "model", "Deployments": "deployment", "Prices": "price"}
 #: What the command palette finds beside lists and objects: title, icon, URL name, permission.
@@ -75,7 +78,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
     closest = max((len(link) for link in links.values() if request.path.startswith(link)), default=0)
     for title, entries in SIDEBAR.items():
         items = [
-            {"title": text, "icon": icon, "link": links[name], **_badge(name)}
+            {"title": text, "icon": icon, "link": f"{links[name]}{QUERIES.get(name, '')}", **_badge(name)}
             # The usage report is below the path of the log, which unfold would mark too.
             | ({"active": False} if request.path.startswith(links[name]) and len(links[name]) < closest else {})
             for text, icon, name, permission in entries
@@ -117,12 +120,27 @@ def _actions(request: HttpRequest, term: str) -> Iterator[SearchResult]:
             yield SearchResult(title, "Action", reverse(f"admin:{name}"), icon)
 
 
+def _account_actions(request: HttpRequest, account: Account) -> Iterator[SearchResult]:
+    of_account = {"account": account.name}
+    for text, icon, name, permission, query in (
+        ("Requests of", "receipt_long", "monitoring_requestrecord_changelist", VIEW_RECORDS, of_account),
+        ("Usage of", "bar_chart", "usage_report", f"{VIEW_ROLLUPS} {VIEW_RECORDS}", of_account),
+        ("Add key for", "add", "accounts_apikey_add", "accounts.add_apikey", {"account": account.pk}),
+    ):
+        if _is_allowed(request, permission):
+            url = f"{reverse(f'admin:{name}')}?{urlencode(query)}"
+            yield SearchResult(f"{text} {account.title}", "Action", url, icon)
+
+
 def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
     typed = request.GET.get("s", term).strip()  # unfold's `term` has no capitals
     if request.user.has_perm("accounts.view_account"):
         named = Q(name__istartswith=typed) | Q(display_name__istartswith=typed)
-        for account in Account.objects.filter(named).order_by("name")[:MOST]:
+        accounts = list(Account.objects.filter(named).order_by("name")[:MOST])
+        for account in accounts:
             yield SearchResult(str(account), "Account", change_url(account), "apartment")
+        if len(accounts) == 1:
+            yield from _account_actions(request, accounts[0])
     if request.user.has_perm("accounts.view_apikey"):
         keys = ApiKey.objects.filter(Q(prefix__startswith=typed[:SHOWN_PREFIX]) | Q(name__istartswith=typed))
         for key in keys.select_related("account").order_by("name", "pk")[:MOST]:

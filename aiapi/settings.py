@@ -314,6 +314,6 @@ UNFOLD: dict[str, Any] = {
     "COLORS": {"primary": {str(weight): colour for weight, colour in BLUES.items()}},
     "SIDEBAR": {"show_search": True, "command_search": True, "navigation": "aiapi.navigation.sidebar"},
     "TABS": "aiapi.navigation.tabs",
-    "COMMAND": {"search_callback": "aiapi.navigation.search"},
+    "COMMAND": {"search_callback": "aiapi.navigation.search", "show_history": True},
     "DASHBOARD_CALLBACK": "operations.dashboard.views.dashboard",
 }

@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.admin.lists import SPANS, KeysetChangeList, TimeFilter, parse_time_filter
 from accounts.models import Account, ApiKey
+from accounts.selectors import account_titles
 from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
 from core.money import nano
 from monitoring.models import Outcome, RequestRecord, outcome_of
@@ -215,12 +216,14 @@ class Row:
     cost: str
     exact_cost: str
     latency: str
+    account: str
     account_url: str
     model_url: str
 
 
 def rows(changelist: KeysetChangeList) -> Iterator[Row]:
     """Yield the rows of a page; account and model link to the list of theirs."""
+    titles = account_titles(record.account_name for record in changelist.result_list)
     for record in changelist.result_list:
         amount = None if record.cost is None else nano(record.cost)
         yield Row(
@@ -229,6 +232,7 @@ def rows(changelist: KeysetChangeList) -> Iterator[Row]:
             "unknown" if amount is None else money(amount) if amount else NOTHING,
             "The model has no price." if amount is None else exact_money(amount),
             milliseconds(record.latency_ms),
+            titles[record.account_name],
             changelist.get_query_string({"account": record.account_name}),
             changelist.get_query_string({"model": record.model}),
         )

@@ -21,6 +21,7 @@ from django.utils.timezone import now
 from accounts.admin.base import LINK, Confirmation, action, actor_of, ask, column, display, found, is_confirmed, page
 from accounts.admin.lists import KeysetAdmin, KeysetChangeList
 from accounts.audit import audit_event
+from accounts.selectors import account_titles
 from core.formats import quantity, span_text, utc_text
 from monitoring.models import VIEW_RECORDS, Alert, AlertDelivery
 from operations import overview
@@ -176,7 +177,8 @@ def _requests(group: AlertGroup) -> dict[str, Any]:
         for text, number in records.values_list(column, "count"):
             numbers[text] += number
         most = numbers.most_common(MOST_AFFECTED)
-        rows = [(text, number, log_url(group, **more, **{by: text})) for text, number in most if text]
+        titles = account_titles(text for text, _ in most) if by == "account" else {}
+        rows = [(titles.get(text, text), number, log_url(group, **more, **{by: text})) for text, number in most if text]
         return name, rows, len(numbers) - len(most)
 
     return {

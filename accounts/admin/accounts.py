@@ -54,9 +54,11 @@ def usage_bar(usage: LimitUsage) -> SafeString:
 
 
 def month_bar(account: Any, name: LimitName) -> SafeString:
-    """Return the bar of a monthly budget of an account in the list."""
+    """Return the bar of a monthly budget of an account in the list; without a budget, what was used."""
     usage: LimitUsage | None = account.usage.get(name)
-    return usage_bar(usage) if usage else SafeString("unknown while the state store is down")
+    if usage is None:
+        return SafeString("unknown while the state store is down")
+    return usage_bar(usage) if usage.limit is not None else SafeString(usage.text.removesuffix(" (no limit)"))
 
 
 def limit_text(limit: int | None, unit: str = "") -> str:
@@ -108,7 +110,7 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
 
     form = AccountForm
     prepopulated_fields: ClassVar[dict[str, Any]] = {"name": ("display_name",)}
-    list_display = ("title", "status", "keys", "tokens_this_month", "cost_this_month", "contact")
+    list_display = ("title", "status", "keys", "tokens_this_month", "cost_this_month")
     list_filter = ("is_active",)
     search_fields = ("name", "display_name", "contact")
     inlines = (ModelBudgetInline,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 from django.contrib import admin
@@ -107,10 +107,13 @@ class TimeFilter(admin.ListFilter):
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield the context of the template: ready-made ranges up to now, and the fields of its form."""
         begin, end = self._typed()
+        today = timezone.now().astimezone(UTC).date()
+        spans = {text: (span, "") for span, text in SPANS.items()}
+        spans |= {"Today": (f"{today}", ""), "Yesterday": (f"{today - timedelta(days=1)}", f"{today}")}
         yield {
             "spans": [
-                (text, changelist.get_query_string({"from": span}, ["until"]), begin == span and not end)
-                for span, text in SPANS.items()
+                (text, changelist.get_query_string({"from": ends[0], "until": ends[1] or None}), (begin, end) == ends)
+                for text, ends in spans.items()
             ],
             "fields": [("from", "From", begin), ("until", "Until (not included)", end)],
             "is_set": begin or end,

@@ -85,3 +85,14 @@ def test_it_finds_nothing_without_permission() -> None:
     recorded(issued, label="req-42")
     for term in ("acme", "nightly", issued.key.prefix, "req-42", "add key"):
         assert "No results" in found(client, term)
+
+
+def test_it_offers_what_can_be_done_with_the_only_account_that_is_found() -> None:
+    make_account("globex", display_name="Globex Ltd")
+    make_account("initech")
+    make_account("intertrode")
+    client = logged_in(make_staff("accounts.view_account", "accounts.add_apikey"))
+    page = found(client, "glo")
+    assert "Add key for Globex Ltd" in page
+    assert "Requests of" not in page  # for those who may see them
+    assert "Add key for" not in found(client, "i")

@@ -119,10 +119,10 @@ def _levels(
 ) -> Iterator[Condition]:
     """Yield the highest level reached, and as not on those below it or within SLACK: their incidents stay open."""
     if isinstance(holder, ApiKey):
-        name, slug = f"Key {holder.account.name}/{holder.name}", f"key:{holder.limits_id}:{model}"
+        name, slug = f"Key {holder.account.title} / {holder.name}", f"key:{holder.limits_id}:{model}"
         contact = holder.account.contact
     else:
-        name, slug, contact = f"Account {holder.name}", f"account:{holder.pk}:{model}", holder.contact
+        name, slug, contact = f"Account {holder.title}", f"account:{holder.pk}:{model}", holder.contact
     name += f" for model {model}" if model else ""
     highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
     used_percent = used * 100 // limit  # rounded down: 100 % is a budget that is used up

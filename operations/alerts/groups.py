@@ -186,9 +186,9 @@ def _links(group: AlertGroup, about: About, *, is_one: bool) -> list[Link]:
         provider = (f"Provider {named.provider}", change_url(named.provider))
         return [*requests, provider, *([(f"Deployment {named}", change_url(named))] if is_one else [])]
     if isinstance(named, ApiKey):
-        return [(f"Key {named.account.name}/{named.name}", change_url(named)), *requests]
+        return [(f"Key {named.account.title} / {named.name}", change_url(named)), *requests]
     if isinstance(named, Account):
-        return [(f"Account {named.name}", change_url(named)), *requests]
+        return [(f"Account {named.title}", change_url(named)), *requests]
     if kind == Alert.Kind.PRICE:
         query = f"?{urlencode({'q': about.model})}" if is_one else ""
         return [("Deployments", f"{_list(Deployment)}{query}"), ("Prices", _list(Price))]

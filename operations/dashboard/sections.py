@@ -20,6 +20,7 @@ from django.utils import timezone
 from redis.exceptions import RedisError
 
 from accounts.models import Account
+from accounts.selectors import account_titles
 from core.formats import NOTHING, count, duration, exact_money, known_money, milliseconds, money, percent, quantity
 from core.money import NANO_DOLLARS
 from core.ttl_cache import TtlCache
@@ -339,10 +340,12 @@ def top_callers(asked: DashboardQuery) -> TopCallers:
     is_many = has_many_keys()
     found = recent_rankings.get(ranked) if is_many else _rankings(ranked, with_keys=True)
 
+    titles = account_titles(rank.account for rank in (*found.accounts, *found.keys))
+
     def row(rank: Rank) -> RankRow:
         whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
         return RankRow(
-            name="/".join(whose.values()),
+            name=" / ".join((titles[rank.account], *([rank.key] if rank.key else []))),
             query=asked.query(**whose),
             log_query=asked.log_query(**whose),
             requests=count(rank.requests),
@@ -364,6 +367,7 @@ class FailureGroup:
     """Failed requests of one account, model, status and code: the newest one, their number, and the log's query."""
 
     newest: RequestRecord
+    account: str
     causes: str
     number: str
     query: str
@@ -377,13 +381,14 @@ def recent_failures(asked: DashboardQuery, number: int) -> list[FailureGroup]:
     for record in latest:
         values = (record.account_name, record.model, str(record.status), record.error_code)
         alike.setdefault(values, []).append(record)
-    groups = []
+    groups, titles = [], account_titles(record.account_name for record in latest)
     for values, found in list(alike.items())[:number]:
         filters = zip(("account", "model", "status", "error_code"), values, strict=True)
         requests = count(sum(each.count for each in found))
         groups.append(
             FailureGroup(
                 newest=found[0],
+                account=titles[found[0].account_name],
                 causes="; ".join(list(dict.fromkeys(map(cause, found)))[:CAUSES]),
                 number=requests if len(latest) < FAILURES else f"at least {requests}",
                 query=asked.log_query(**{name: value for name, value in filters if value}),

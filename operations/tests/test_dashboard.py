@@ -324,11 +324,11 @@ class TestLists:
         dashboard = shown(site)
         most = dashboard["most"]
         assert [(row.name, row.cost) for row in most.accounts] == [("acme", "$3.00"), ("globex", "$2.50")]
-        assert [row.name for row in most.keys] == ["globex/stranger", "acme/colleague", "acme/owner"]
+        assert [row.name for row in most.keys] == ["globex / stranger", "acme / colleague", "acme / owner"]
         assert most.keys[1].failed == "100 %"
         filtered = shown(site, "account=acme&key=owner")
         assert filtered["most"].accounts == []
-        assert [row.name for row in filtered["most"].keys] == ["acme/owner"]
+        assert [row.name for row in filtered["most"].keys] == ["acme / owner"]
 
     @pytest.mark.parametrize(("name", "shown_requests"), [("24h", "2"), ("7d", "1")])
     def test_it_may_show_many_keys_as_they_were_a_minute_ago(
@@ -354,7 +354,7 @@ class TestLists:
         recorded(cast.owner, cost=3)
         recorded(cast.stranger, cost=4)
         hint = "Choose an account to see its top keys."
-        for query, keys in (("", []), ("account=acme", ["acme/owner"])):
+        for query, keys in (("", []), ("account=acme", ["acme / owner"])):
             response = site.get(f"{INDEX}?{query}")
             most = response.context["dashboard"]["most"]
             assert ([row.name for row in most.keys], hint in response.content.decode()) == (keys, not keys)
@@ -382,7 +382,7 @@ class TestLists:
         near = shown(site)["nearly"]
         assert [(each.owner, each.limit, each.percent) for each in near.limits] == [
             ("spent", LIMITS[LimitName.MONTHLY_TOKENS].title, 100),
-            ("spent/all", LIMITS[LimitName.MONTHLY_TOKENS].title, 81),
+            ("spent / all", LIMITS[LimitName.MONTHLY_TOKENS].title, 81),
         ]
         assert near.limits[0].percent >= 100
         assert near.notes == []

@@ -63,7 +63,7 @@ def chosen() -> list[set[str]]:
 def test_it_looks_at_those_who_used_most(keys: dict[str, IssuedKey]) -> None:
     assert chosen() == [{"dear", "dearest", "wordy"}] * 3
     near = limits_nearly_reached(timezone.now())
-    assert [each.owner for each in near.limits] == ["wordy", "wordy", "wordy/wordy"]
+    assert [each.owner for each in near.limits] == ["wordy", "wordy", "wordy / wordy"]
     assert near.notes == [MANY]
     assert MANY in logged_in(make_admin()).get("/admin/").content.decode()
     use(keys["idle"], cost=10**12, model="another")
@@ -88,7 +88,7 @@ def test_it_counts_what_replaced_keys_and_the_keys_that_a_key_made_used(keys: di
     below, plain = api_key_create(account=maker.account, tier=maker.tier, name="below", actor=ACTOR, maker=made)
     use(IssuedKey(below, plain), cost=10**12, tokens=950)
     assert maker in budgeted_keys(timezone.now())[0]
-    assert "idle/idle" in {each.owner for each in limits_nearly_reached(timezone.now()).limits}
+    assert "idle / idle" in {each.owner for each in limits_nearly_reached(timezone.now()).limits}
 
 
 def test_it_tells_a_model_s_budget_as_the_newest_key_has_it(keys: dict[str, IssuedKey]) -> None:
