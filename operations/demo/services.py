@@ -2,7 +2,8 @@
 
 Everything is made by the parts that make the real data: services with audit entries, the recorder with its rollups, the
 conditions of alerts. Entries of the audit log, which nobody can change, list what was made. Nobody knows the secrets of
-the keys; the providers and models are switched off, and their addresses lead nowhere.
+the keys. The providers are switched off, and their addresses lead nowhere; the local model answers for the chat models
+if there is one, under the names that callers use.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from accounts.services import account_save, account_set_active, api_key_create, 
 from core.money import NANO_DOLLARS
 from core.times import month_of
 from inference.models import Deployment, Model, Provider
+from inference.seeds import LOCAL
 from inference.services import catalog_delete, catalog_save
+from inference.upstream.local_model import MODEL_NAME
 from monitoring.ledger import months_settled
 from monitoring.models import Alert, RequestContent, RequestRecord
 from monitoring.recorder import delete_records, write_records
@@ -54,7 +57,7 @@ from operations.demo.traffic import (
     STARTER,
     Caller,
     Outage,
-    document,
+    report,
     requests,
 )
 
@@ -160,9 +163,9 @@ def demo_make(*, actor: str, force: bool = False) -> Demo:
 def demo_remove(*, actor: str) -> Demo:
     """Remove the sample data with its requests, and alerts about its accounts.
 
-    What is in use by now stays: an account with a key that is no sample data, a provider, model or deployment that was
-    switched on, a tier with other keys. Audit entries stay, and removals add theirs. Raises DemoRefused if another
-    process has removed it meanwhile.
+    What is in use by now stays: an account with a key that is no sample data, a provider that was switched on, with its
+    deployments and models, a model with another deployment, a tier with other keys. Audit entries stay, and removals
+    add theirs. Raises DemoRefused if another process has removed it meanwhile.
     """
     made = _ids_made()
     real = ApiKey.objects.exclude(pk__in=made["key"])
@@ -237,7 +240,8 @@ def _make_rows(begin: datetime, actor: str) -> _Made:
 
 
 def _make_catalog(made: _Made, begin: datetime, actor: str) -> None:
-    """Make providers and models that are switched off. A model that exists already stays as it is."""
+    """Make providers that are switched off, and models. A model that exists already stays as it is."""
+    local = Provider.objects.filter(name=LOCAL, from_environment=True, is_enabled=True).first()
     providers: dict[str, Provider] = {}
     for name in dict.fromkeys(name for model in MODELS.values() for name in model.providers):
         unique = _free(Provider, "name", name)
@@ -246,14 +250,17 @@ def _make_catalog(made: _Made, begin: datetime, actor: str) -> None:
         made.add(providers[name])
     for each in MODELS.values():
         kind = Model.Kind.EMBEDDING if each.is_embedding else Model.Kind.CHAT
-        model = Model(public_name=each.name, kind=kind, context_size=each.context, is_enabled=False)
+        is_answered = local is not None and not each.is_embedding
+        model = Model(public_name=each.name, kind=kind, context_size=each.context, is_enabled=is_answered)
         try:
             catalog_save(row=model, actor=actor)
         except ValidationError:
             continue
         made.add(model)
-        for order, name in enumerate(each.providers):
-            deployment = Deployment(model=model, provider=providers[name], upstream_name=each.name, order=order)
+        served = [(providers[name], each.upstream_name) for name in each.providers]
+        served += [(local, MODEL_NAME)] if local is not None and is_answered else []
+        for order, (provider, name) in enumerate(served):
+            deployment = Deployment(model=model, provider=provider, upstream_name=name, order=order)
             catalog_save(row=deployment, actor=actor)
             made.add(deployment)
             price = each.price()
@@ -285,7 +292,8 @@ def _grant_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> 
     budget = max(LEAST_BUDGET, math.ceil(spent / SPENT / STEP) * STEP)
     calls: list[UsageRecord] = []
     while spent < budget * SPENT:
-        calls.append(document(caller, key, begin + random.random() * (now - begin), random))
+        at = begin + random.random() * (now - begin)
+        calls.append(report(caller, key, at, budget * SPENT - spent, random))
         spent += Decimal(calls[-1].cost or 0) / NANO_DOLLARS
     _write(calls)
     account.monthly_cost_budget = budget
@@ -334,9 +342,9 @@ def _remove(rows: Iterable[models.Model], actor: str) -> None:
 
 def _is_used(row: models.Model) -> bool:
     if isinstance(row, Deployment):
-        return row.provider.is_enabled
+        return row.provider.is_enabled and not row.provider.from_environment
     if isinstance(row, Model):
-        return row.is_enabled or row.deployments.exists()
+        return row.deployments.exists()
     return isinstance(row, Provider) and row.is_enabled
 
 

@@ -33,9 +33,10 @@ CHAT, RESPONSES, EMBEDDINGS = "v1.chat.completions", "v1.responses", "v1.embeddi
 
 @dataclass(frozen=True, slots=True)
 class DemoModel:
-    """A model, its providers in the order of routing, its prices per million tokens, and its speed."""
+    """A model, its name at its providers in the order of routing, its prices per million tokens, and its speed."""
 
     name: str
+    upstream_name: str
     providers: tuple[str, ...]
     input_price: str
     cached_price: str | None
@@ -58,14 +59,18 @@ class DemoModel:
 
 
 DOWN, SPARE = "openai-eu", "azure-west"
+LARGE, SMALL, REPORTS, FAST, OPEN, VECTORS = (
+    *("assistant-large", "assistant-small", "assistant-pro", "translate-fast", "open-70b", "embed-large"),
+)
 MODELS = {
     model.name: model
     for model in (
-        DemoModel("gpt-4.1", (DOWN,), "2", "0.5", "8", 1_047_576, 620, 9),
-        DemoModel("gpt-5-mini", (DOWN, SPARE), "0.25", "0.025", "2", 400_000, 480, 7),
-        DemoModel("mistral-small-latest", ("mistral",), "0.1", None, "0.3", 128_000, 310, 8),
-        DemoModel("llama-3.3-70b", ("gpu-rack",), "0", None, "0", 131_072, 240, 10),
-        DemoModel("text-embedding-3-large", (DOWN,), "0.13", None, "0", 8_191, 190, 0, is_embedding=True),
+        DemoModel(LARGE, "gpt-4.1", (DOWN,), "2", "0.5", "8", 1_047_576, 620, 9),
+        DemoModel(SMALL, "gpt-5-mini", (DOWN, SPARE), "0.25", "0.025", "2", 400_000, 480, 7),
+        DemoModel(REPORTS, "o1-pro", (DOWN,), "150", None, "600", 200_000, 2_100, 9),
+        DemoModel(FAST, "mistral-small-latest", ("mistral",), "0.1", None, "0.3", 128_000, 310, 8),
+        DemoModel(OPEN, "llama-3.3-70b", ("gpu-rack",), "0", None, "0", 131_072, 240, 10),
+        DemoModel(VECTORS, "text-embedding-3-large", (DOWN,), "0.13", None, "0", 8_191, 190, 0, is_embedding=True),
     )
 }
 
@@ -99,18 +104,18 @@ ACCOUNTS = {
 #: The account whose budget is nearly used up.
 NEARLY_SPENT = "initech"
 CALLERS = (
-    Caller("acme-corp", "production", BUSINESS, 34, {CHAT: 1}, {"gpt-5-mini": 7, "gpt-4.1": 3}, 7_500, 380, hits=0.05),
-    Caller("acme-corp", "search", BUSINESS, 13, {EMBEDDINGS: 1}, {"text-embedding-3-large": 1}, 420, 0, hits=0.2),
+    Caller("acme-corp", "production", BUSINESS, 34, {CHAT: 1}, {SMALL: 7, LARGE: 3}, 7_500, 380, hits=0.05),
+    Caller("acme-corp", "search", BUSINESS, 13, {EMBEDDINGS: 1}, {VECTORS: 1}, 420, 0, hits=0.2),
     Caller(
-        *("globex", "web-chat", BUSINESS, 21, {"chat": 4, CHAT: 1}, {"gpt-5-mini": 2, "mistral-small-latest": 3}),
+        *("globex", "web-chat", BUSINESS, 21, {"chat": 4, CHAT: 1}, {SMALL: 2, FAST: 3}),
         *(640, 260),
         peak=19,
         hits=0.31,
     ),
-    Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 21_000, 420, peak=9),
-    Caller("hooli", "agents", BUSINESS, 14, {RESPONSES: 3, CHAT: 2}, {"llama-3.3-70b": 1}, 2_600, 340, daily=0.3),
-    Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, bursts=12),
-    Caller("umbrella-labs", "ci", STARTER, 3, {CHAT: 1}, {"llama-3.3-70b": 1}, 180, 40, peak=3, hits=0.5),
+    Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {LARGE: 1}, 21_000, 420, peak=9),
+    Caller("hooli", "agents", BUSINESS, 14, {RESPONSES: 3, CHAT: 2}, {OPEN: 1}, 2_600, 340, daily=0.3),
+    Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {FAST: 1}, 700, 300, bursts=12),
+    Caller("umbrella-labs", "ci", STARTER, 3, {CHAT: 1}, {OPEN: 1}, 180, 40, peak=3, hits=0.5),
 )
 
 
@@ -164,11 +169,13 @@ def _burst(caller: Caller, key: ApiKey, at: datetime, outage: Outage, random: Ra
     yield refused
 
 
-def document(caller: Caller, key: ApiKey, at: datetime, random: Random) -> UsageRecord:
-    """Return the record of a call with a long document."""
-    model = MODELS[next(iter(caller.models))]
+def report(caller: Caller, key: ApiKey, at: datetime, most: Decimal, random: Random) -> UsageRecord:
+    """Return the record of a call to the most expensive model, as for a monthly report, of about `most` dollars."""
+    model = MODELS[REPORTS]
     record = _begun(caller, key, at, model, random)
-    _answer(record, model, random, input_tokens=random.randint(90_000, 140_000), output_tokens=1_500)
+    longest = math.ceil(most * 1_000_000 / Decimal(model.input_price))
+    tokens = {"input_tokens": min(longest, random.randint(20_000, 26_000)), "output_tokens": random.randint(60, 90)}
+    _answer(record, model, random, **tokens)
     return record
 
 
@@ -210,7 +217,7 @@ def _begun(caller: Caller, key: ApiKey, at: datetime, model: DemoModel, random: 
         key_name=caller.key,
         endpoint=_chosen(caller.endpoints, random),
         model=model.name,
-        deployment=f"{model.providers[0]}/{model.name}",
+        deployment=f"{model.providers[0]}/{model.upstream_name}",
         status=200,
         cache="miss" if is_cacheable else "bypass",
     )
@@ -257,11 +264,11 @@ def _fail_over(
     record: UsageRecord, model: DemoModel, caller: Caller, is_open: bool, outage: Outage, random: Random
 ) -> None:
     """Complete the record of a call in the outage: another provider answers, if there is one."""
-    down = f"{DOWN}/{model.name}"
+    down = f"{DOWN}/{model.upstream_name}"
     asked = f"{down}: http 502"
     skipped = f"deployment {down} is not asked since {outage.noticed.astimezone(UTC):%H:%M} UTC: http 502"
     if SPARE in model.providers:
-        record.deployment = f"{SPARE}/{model.name}"
+        record.deployment = f"{SPARE}/{model.upstream_name}"
         _answer(record, model, random, before=0 if is_open else 230, **_tokens(caller, random))
         record.attempts, record.failures = (1, skipped) if is_open else (2, asked)
     elif is_open and random.random() < 0.6:

@@ -113,7 +113,9 @@ def test_it_is_refused_a_second_time_and_in_production(settings: Settings) -> No
     assert not demo_accounts().exists()
 
 
-def test_its_keys_and_models_can_be_used_by_nobody(cast: Cast, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_keys_can_be_used_by_nobody_and_its_models_cost_nothing(
+    cast: Cast, capsys: pytest.CaptureFixture[str]
+) -> None:
     known = set(catalog.models())
     call_command("demo")
     catalog.forget()
@@ -146,13 +148,13 @@ def test_it_adds_nothing_to_days_that_were_pruned(cast: Cast) -> None:
 def test_it_leaves_nothing_in_quarter_hours_whose_requests_were_pruned(cast: Cast) -> None:
     for days in (35, 1):
         at = int((timezone.now() - timedelta(days=days)).timestamp() * 1_000_000)
-        recorded(cast.owner, admitted_at=at, endpoint=traffic.CHAT, model="gpt-5-mini")
+        recorded(cast.owner, admitted_at=at, endpoint=traffic.CHAT, model=traffic.SMALL)
     demo_make(actor=ACTOR)
     prune_records(timezone.now() - timedelta(days=30), wait=lambda seconds: False)
     demo_remove(actor=ACTOR)
     for grain in (Rollup.Grain.PLATFORM_QUARTER, Rollup.Grain.PLATFORM_DAY):
         kept = Rollup.objects.filter(grain=grain)
-        assert list(kept.order_by("start").values_list("model", "requests")) == [("gpt-5-mini", 1)] * 2
+        assert list(kept.order_by("start").values_list("model", "requests")) == [(traffic.SMALL, 1)] * 2
 
 
 def test_a_removal_ends_what_is_still_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +192,21 @@ def test_it_makes_nothing_older_than_the_log_keeps(settings: Settings) -> None:
     settings.LOG_RETENTION_DAYS = 10
     demo_make(actor=ACTOR)
     assert timezone.now() - RequestRecord.objects.earliest("admitted_at").admitted_at < timedelta(days=10)
+
+
+def test_the_local_model_answers_for_its_chat_models(local_model: Provider) -> None:
+    before = stored()
+    demo_make(actor=ACTOR)
+    catalog.forget()
+    answered = {name: [route.provider for route in model.routes] for name, model in catalog.models().items()}
+    assert {name: routes for name, routes in answered.items() if name in traffic.MODELS} == {
+        name: ["local"] for name, model in traffic.MODELS.items() if not model.is_embedding
+    }
+    demo_remove(actor=ACTOR)
+    assert stored() == before
+
+
+@pytest.fixture
+def local_model() -> Provider:
+    """Return the provider of the local model, as bootstrap makes it."""
+    return Provider.objects.create(name="local", base_url="http://127.0.0.1:9/v1", from_environment=True)
