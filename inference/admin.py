@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
@@ -32,6 +33,7 @@ from accounts.admin.base import (
     is_confirmed,
     link,
 )
+from accounts.admin.forms import LinesField
 from accounts.audit import audit_event, audit_record
 from core.formats import NOTHING, count, price_text, utc_text
 from inference.catalog import default_model_name
@@ -57,6 +59,12 @@ CHOSEN, INHERITED = "default", "default (set by environment)"
 TOKEN = "csrfmiddlewaretoken"  # noqa: S105
 
 Row = Provider | Model | Deployment
+
+
+class ModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
+    """The form of a model."""
+
+    aliases = LinesField(help_text="Other names that callers can use, one per line.")
 
 
 class CatalogAdmin(AuditedAdmin):
@@ -225,8 +233,15 @@ class ProviderAdmin(CatalogAdmin):
         page, provider = DeploymentAdmin(Deployment, self.admin_site), self.get_object(request, unquote(object_id))
         rows = page.get_queryset(request).filter(provider=provider) if page.has_view_permission(request) else []
         states = [(row, page.state(row)) for row in rows]
-        more = {"deployments": [(row, state, STATES.get(state, "")) for row, state in states]}
+        more = {
+            "deployments": [(row, state, STATES.get(state, "")) for row, state in states],
+            "may_test": self.has_change_permission(request, provider),
+        }
         return super().change_view(request, object_id, form_url, {**(extra_context or {}), **more})
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Leave out the test of the connection: its button is on the page, and asks at once."""
+        return []
 
     def list_models(self, request: HttpRequest) -> HttpResponse:
         """Ask the provider of the form for its models, and return their lines, or what is wrong."""
@@ -346,6 +361,7 @@ class ModelAdmin(CatalogAdmin):
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
     fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
+    form = ModelForm
     inlines = (DeploymentInline,)
     actions_detail = ("clear_cache",)
 

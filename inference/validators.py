@@ -26,7 +26,7 @@ SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie", re.IGNORECASE)
 def validate_aliases(value: Any) -> None:
     """Accept a list of valid model names."""
     if not isinstance(value, list) or not all(isinstance(name, str) and MODEL_NAME.match(name) for name in value):
-        raise ValidationError('Give names as a list: ["gpt-4", "default"]; letters, digits and . _ : / @ - only.')
+        raise ValidationError("Names have letters, digits and . _ : / @ - only.")
 
 
 def validate_api_key_variable(name: str) -> None:

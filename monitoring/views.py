@@ -89,6 +89,7 @@ class UsageView(KeyView):
                 "account": identity.account_name,
                 "key": identity.key_name,
                 "tier": identity.tier_name,
+                "expires_at": identity.ends_at,
                 "month": month_text(report.at),
                 "source": report.source,
                 "limits": [

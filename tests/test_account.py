@@ -73,6 +73,7 @@ def usage(address: str, requests: int, used: int = 20) -> dict[str, Any]:
         "account": "acme",
         "key": "laptop",
         "tier": "premium",
+        "expires_at": "2099-01-01T12:00:00Z",
         "month": "2026-11",
         "source": "limits",
         "limits": limits,
@@ -153,6 +154,7 @@ def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Serv
     assert cards.nth(2).locator(".left").get_attribute("title") == "$4.312 of $25.00 used, $20.688 left"
     expect(cards.nth(0)).to_be_in_viewport()
     expect(page.locator("#unlimited")).to_have_text("Nothing else is limited.")
+    expect(page.locator("#whose")).to_contain_text("expires 1 Jan 2099")
     assert watched.hosts() == {f"127.0.0.1:{service.port}"}
     assert watched.keeps(KEY) == []
     assert KEY not in page.content()

@@ -54,6 +54,11 @@ def test_it_tells_the_limits_too_and_needs_the_scope(cast: Cast) -> None:
     answer = Client().get("/usage/", **cast.owner.headers).json()  # type: ignore[arg-type]
     assert (answer["account"], answer["key"], answer["source"]) == ("acme", "owner", "limits")
     assert {each["owner"] for each in answer["limits"]} == {"key", "account"}
+    assert answer["expires_at"] is None
+    ends = timezone.now() + timedelta(days=9)
+    ending = make_key(account=cast.owner.key.account, name="ending", expires_at=ends)
+    shown = Client().get("/usage", **ending.headers).json()["expires_at"]  # type: ignore[arg-type]
+    assert datetime.fromisoformat(shown) == ends
     narrow = make_key(account=cast.owner.key.account, name="narrow", scopes=["chat"])
     assert Client().get("/usage", **narrow.headers).json()["code"] == "scope_denied"  # type: ignore[arg-type]
 

@@ -2,7 +2,7 @@
 
 import { download, usageCsv } from "./csv.js";
 import { byId } from "./dom.js";
-import { moment, TIME_ZONE } from "./format.js";
+import { duration, moment, TIME_ZONE } from "./format.js";
 import { showFigures } from "./figures.js";
 import { forgetKey, onKey } from "./key.js";
 import { showKeys } from "./keys.js";
@@ -61,6 +61,13 @@ async function find(asked) {
   return { ...found, split: split.usage.series, parts: parts.usage.series, records, next };
 }
 
+/** Say when a key ends. */
+function ending(expiresAt) {
+  if (!expiresAt) return "never expires";
+  const date = new Date(expiresAt);
+  return `expires ${moment(date)} (in ${duration(Math.max(0, (date - Date.now()) / 1000))})`;
+}
+
 function show(found) {
   const isSame = shown?.mark === found.mark;
   shown = found;
@@ -70,7 +77,7 @@ function show(found) {
   byId("usage-problem").replaceChildren();
   byId("key-form").hidden = true;
   byId("key").value = "";
-  byId("whose").textContent = `Account ${standing.account} · key ${standing.key} · tier ${standing.tier}`;
+  byId("whose").textContent = `Account ${standing.account} · key ${standing.key} · tier ${standing.tier} · ${ending(standing.expires_at)}`;
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
   showStanding(standing);
