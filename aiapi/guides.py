@@ -25,6 +25,7 @@ GUIDES = {
     "api": ("api.md", "API reference"),
     "openai": ("openai.md", "OpenAI compatibility"),
     "exactness": ("exactness.md", "What is exact"),
+    "usage": ("usage.md", "Tokens and prices"),
 }
 #: The address and the key of the examples, which the page replaces by its own.
 EXAMPLE_HOST, EXAMPLE_KEY = "localhost:8000", "dev_key_123"

@@ -49,7 +49,7 @@ first_token_seconds = Histogram(
 )
 tokens = Counter(
     "aiapi_tokens",
-    "Tokens as billed: input, output, and cached (the part of the input that the provider had cached).",
+    "Tokens as billed: input and output, and their parts cached, cache_write and reasoning.",
     ["model", "kind"],
     registry=REGISTRY,
 )
