@@ -185,10 +185,9 @@ def _links(group: AlertGroup, about: About, *, is_one: bool) -> list[Link]:
     if isinstance(named, Deployment):
         provider = (f"Provider {named.provider}", change_url(named.provider))
         return [*requests, provider, *([(f"Deployment {named}", change_url(named))] if is_one else [])]
-    if isinstance(named, ApiKey):
-        return [(f"Key {named.account.title} / {named.name}", change_url(named)), *requests]
-    if isinstance(named, Account):
-        return [(f"Account {named.title}", change_url(named)), *requests]
+    if isinstance(named, ApiKey | Account):  # a budget of theirs
+        name = f"Account {named.title}" if isinstance(named, Account) else f"Key {named.account.title} / {named.name}"
+        return [(name, change_url(named)), *requests, ("Change the budget", f"{change_url(named)}#general")]
     if kind == Alert.Kind.PRICE:
         query = f"?{urlencode({'q': about.model})}" if is_one else ""
         return [("Deployments", f"{_list(Deployment)}{query}"), ("Prices", _list(Price))]

@@ -82,6 +82,7 @@ def test_it_groups_the_levels_of_a_budget_and_links_its_owner(cast: Cast) -> Non
     assert of_account.links[0][0] == "Account acme"
     assert of_account.links[1][1] == f"{LOG}?from=2026-11-27T21%3A15Z&account=acme&model=a%3Ab"
     assert of_key.links[0] == ("Key acme / owner", f"/admin/accounts/apikey/{key.pk}/change/")
+    assert of_key.links[-1] == ("Change the budget", f"/admin/accounts/apikey/{key.pk}/change/#general")
 
 
 def test_it_links_what_else_alerts_are_about() -> None:
