@@ -49,7 +49,7 @@ PRICE_FIELDS = (
 )
 #: The states of deployments, with the words of the dashboard; whatever is off has no colour.
 STATES = {"OK": "success", "Trying: one trial call": "warning", "Down: no calls": "danger", "Secret missing": "danger"}
-SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
+SECRET_BADGES = {"set": "success", "missing": "danger"}
 #: The period in which an account's calls count as recent.
 LATELY = timedelta(days=7)
 MOST_CALLERS = 50
