@@ -85,6 +85,7 @@ CACHED = (
 WRITTEN = (
     "cache_creation_input_tokens",  # Anthropic, LiteLLM, Bedrock
     "prompt_tokens_details.cache_write_tokens",  # OpenRouter
+    "input_tokens_details.cache_write_tokens",
     "prompt_tokens_details.cache_creation_tokens",  # LiteLLM
 )
 WRITTEN_1H = ("cache_creation.ephemeral_1h_input_tokens",)

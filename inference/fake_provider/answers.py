@@ -54,6 +54,8 @@ class Answer:
     choices: list[Choice]
     prompt_tokens: int
     cached_tokens: int
+    cache_write_tokens: int
+    reasoning_ratio: float
     reports_usage: bool
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -76,8 +78,15 @@ class Answer:
             f"{names[0]}_tokens": self.prompt_tokens,
             f"{names[1]}_tokens": generated,
             "total_tokens": self.prompt_tokens + generated,
-            f"{names[0]}_tokens_details": {"cached_tokens": self.cached_tokens, "audio_tokens": 0},
-            f"{names[1]}_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+            f"{names[0]}_tokens_details": {
+                "cached_tokens": self.cached_tokens,
+                "cache_write_tokens": self.cache_write_tokens,
+                "audio_tokens": 0,
+            },
+            f"{names[1]}_tokens_details": {
+                "reasoning_tokens": int(generated * self.reasoning_ratio),
+                "audio_tokens": 0,
+            },
         }
 
 
@@ -102,7 +111,9 @@ def compose(
     if fault == "empty_choices":
         choices = []
     tokens = sum(prompt.tokens for prompt in prompts)
-    return Answer(call_id, body, choices, tokens, int(tokens * settings.cached_ratio), fault != "no_usage")
+    cached, written = (int(tokens * share) for share in (settings.cached_ratio, settings.cache_write_ratio))
+    reports_usage = fault != "no_usage"
+    return Answer(call_id, body, choices, tokens, cached, written, settings.reasoning_ratio, reports_usage)
 
 
 def choose(body: Json, text: str, settings: FakeSettings) -> Choice:

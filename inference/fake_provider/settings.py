@@ -28,6 +28,10 @@ class FakeSettings:
     tokens: int | None = None
     #: Share of the prompt's tokens that is reported and billed as cached input.
     cached_ratio: float = 0.0
+    #: Share of the prompt's tokens that is reported as written to the cache, as OpenRouter does.
+    cache_write_ratio: float = 0.0
+    #: Share of the answer's tokens that is reported as reasoning.
+    reasoning_ratio: float = 0.0
     #: Chance of each fault in a call to a model, 0 to 1.
     faults: Mapping[str, float] = field(default_factory=dict)
     #: Fault of every GET /v1/models, which `faults` does not affect.
@@ -43,8 +47,9 @@ class FakeSettings:
         for name in ("latency_ms", "first_token_ms", "chunk_interval_ms", "slow_interval_ms", "retry_after"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
-        if not 0 <= self.cached_ratio <= 1:
-            raise ValueError("cached_ratio must lie between 0 and 1")
+        for name in ("cached_ratio", "cache_write_ratio", "reasoning_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1")
         for fault in [f"{kind}:{rate}" for kind, rate in self.faults.items()] + [self.models_fault or ""]:
             if fault:
                 parse_fault(fault)

@@ -205,6 +205,25 @@ def test_it_asks_the_model_that_is_named_at_its_price(api: Api, upstream: FakeUp
     assert record.cost == (4 * 3 + 4 * 1 + 4 * 5) / Decimal(1_000_000)
 
 
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_bills_every_part_at_its_price(
+    api: Api, upstream: FakeUpstream, records: Records, endpoint: str, stream: bool
+) -> None:
+    upstream.set(cached_ratio=0.25, cache_write_ratio=0.5, reasoning_ratio=0.5, tokens=4)
+    deployment = serve("parts", input=3, cached_input=1, output=5)
+    deployment.prices.update(cache_write_per_million=7, reasoning_per_million=11, per_request=Decimal("0.01"))
+    text = "one two three four five six seven eight"
+    asked = {"input": text} if "responses" in endpoint else {"messages": [{"role": "user", "content": text}]}
+    answer = api.post(endpoint, {"model": "parts", "stream": stream, **asked})
+    assert answer.status_code == 200
+    b"".join(answer.streaming_content) if stream else answer.content  # type: ignore[attr-defined]
+    (record,) = records()
+    parts = (record.input_tokens, record.cached_tokens, record.cache_write_tokens, record.reasoning_tokens)
+    assert (*parts, record.output_tokens) == (8, 2, 4, 2, 4)
+    assert record.cost == (2 * 3 + 2 * 1 + 4 * 7 + 2 * 5 + 2 * 11) / Decimal(1_000_000) + Decimal("0.01")
+
+
 @pytest.mark.parametrize("model", ["no-such-model", "MODEL", "x" * 100, "a/b:c@d", "é", "gpt-3.5-turbo "])
 def test_it_answers_404_for_a_model_that_is_unknown(api: Api, upstream: FakeUpstream, model: str) -> None:
     answer = api.chat(model=model)
