@@ -71,8 +71,8 @@ def test_it_tells_once_of_a_budget_below_the_month_s_use(platform: Platform, acc
 def test_it_tells_once_of_each_kind_of_budget(platform: Platform, account: str) -> None:
     budget(platform, account, "--name", "e2e", "--tokens", "220", "--cost", "0.001")
     assert alerts(platform, account) == [
-        f"Key {account}/e2e for model {MODEL} has used 90 % of its token budget",
-        f"Key {account}/e2e for model {MODEL} has used 120 % of its cost budget",
+        f"Key {account} / e2e for model {MODEL} has used 90 % of its token budget",
+        f"Key {account} / e2e for model {MODEL} has used 120 % of its cost budget",
     ]
 
 
