@@ -21,7 +21,7 @@ from django.http.response import HttpResponseBase
 from django.urls import path
 
 from accounts.admin.base import actor_of, found, page
-from accounts.admin.lists import SPANS, IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
+from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import file_response, usage_export_page
@@ -204,13 +204,12 @@ class RequestRecordAdmin(KeysetAdmin):
         if changelist is None:  # invalid parameters were answered with a redirect
             return response
         response.context_data |= {"rows": list(rows(changelist)), "chips": list(chips(changelist))}
-        ends = [*changelist.filter_params.get("from", []), *changelist.filter_params.get("until", [])]
-        response.context_data["is_clock"] = any(each and each not in SPANS for each in ends)
         response.context_data["url"] = request.build_absolute_uri("/chat")
         if is_tail:
             response.template_name = "admin/monitoring/log_rows.html"
             return response
         shown = histogram(changelist, request)
+        ends = [*changelist.filter_params.get("from", []), *changelist.filter_params.get("until", [])]
         response.context_data |= {
             "histogram": shown,
             "is_last_day": not any(ends),

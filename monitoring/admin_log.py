@@ -18,11 +18,11 @@ from django.utils import timezone
 from accounts.admin.lists import SPANS, KeysetChangeList, TimeFilter, parse_time_filter
 from accounts.models import Account, ApiKey
 from accounts.selectors import account_titles
-from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
+from core.formats import NOTHING, ago, exact_money, milliseconds, money, utc_text
 from core.money import nano
 from monitoring.models import Outcome, RequestRecord, outcome_of
 from monitoring.rollups.log import requests_by_period
-from monitoring.rollups.periods import EPOCH, MINUTE, ONE_DAY, datetime_of, minute_of
+from monitoring.rollups.periods import EPOCH, HOUR, MINUTE, ONE_DAY, datetime_of, minute_of
 from monitoring.rollups.queries import Scope, requests_by_outcome
 
 #: Records that are searched for one page when no index fits the filters: some 30 ms; and those counted where one does.
@@ -209,9 +209,10 @@ def _span_text(begin: str, end: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record as the list shows it."""
+    """A record as the list shows it; `time` is relative within the last hour, and then that of the clock."""
 
     record: RequestRecord
+    time: str
     outcome: str
     cost: str
     exact_cost: str
@@ -223,11 +224,13 @@ class Row:
 
 def rows(changelist: KeysetChangeList) -> Iterator[Row]:
     """Yield the rows of a page; account and model link to the list of theirs."""
-    titles = account_titles(record.account_name for record in changelist.result_list)
+    now, titles = timezone.now(), account_titles(record.account_name for record in changelist.result_list)
     for record in changelist.result_list:
         amount = None if record.cost is None else nano(record.cost)
+        at = record.admitted_at
         yield Row(
             record,
+            ago(at, now) if now - at < HOUR else f"{at.astimezone(UTC):%-d %b %H:%M:%S}",
             outcome_of(record.status),
             "unknown" if amount is None else money(amount) if amount else NOTHING,
             "The model has no price." if amount is None else exact_money(amount),
