@@ -188,10 +188,13 @@ class LimitUsage:
     @property
     def text(self) -> str:
         """How much is used, for people: `1,200 of 10,000 (12 %)`; money is rounded."""
-        used, limit = (money(value or 0) if self.is_money else f"{value or 0:,}" for value in (self.used, self.limit))
         if self.limit is None:
-            return "no limit" if self.used is None else f"{used} (no limit)"
-        return f"{used} of {limit} ({self.percent} %)"
+            return "no limit" if self.used is None else f"{self.rounded(self.used)} (no limit)"
+        return f"{self.rounded(self.used)} of {self.rounded(self.limit)} ({self.percent} %)"
+
+    def rounded(self, value: int | None) -> str:
+        """Return an amount for people, money rounded; what is unknown as 0."""
+        return money(value or 0) if self.is_money else f"{value or 0:,}"
 
     def shown(self, value: int) -> str:
         """Return an amount exactly, for people: $25.00, or 1,200."""

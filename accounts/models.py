@@ -206,6 +206,11 @@ class ApiKey(Budgets):
     def __str__(self) -> str:
         return f"{self.name} ({self.masked})"
 
+    @property
+    def title(self) -> str:
+        """The name to show, with its account's."""
+        return f"{self.account.title} / {self.name}"
+
     def clean(self) -> None:
         """Normalize the name to Unicode's NFC, so that names that look the same are the same."""
         self.name = normalize("NFC", self.name)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
+from accounts.limits.types import MILLION
 from core.money import nano
 from inference.models import Price
 from inference.usage import Usage
-
-MILLION = 1_000_000
 
 
 class Ceiling(NamedTuple):

@@ -8,7 +8,7 @@ beside it (xAI and Gemini, whose `total_tokens` shows it).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 #: More than any call can use. A higher number from a provider is ignored, and could not be stored exactly.
@@ -40,14 +40,7 @@ class Usage:
 
     def with_totals(self, input_tokens: int, output_tokens: int) -> Usage:
         """Return this usage with other totals, which are not below its parts."""
-        return Usage(
-            input_tokens,
-            self.cached_tokens,
-            output_tokens,
-            self.cache_write_tokens,
-            self.cache_write_1h_tokens,
-            self.reasoning_tokens,
-        )
+        return replace(self, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def at_least(self, counted: Usage) -> Usage:
         """Return the higher figure of this usage and a counted one, for input and output separately."""
@@ -102,7 +95,9 @@ ANTHROPIC = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 def parse_usage(usage: Any) -> Usage | None:
     """Parse a `usage` of any provider; None if it is invalid. Parts that are larger than their whole are cut."""
-    names = next((each for each in TOTALS if isinstance(usage, dict) and each[0] in usage), None)
+    if not isinstance(usage, dict):
+        return None
+    names = next((each for each in TOTALS if each[0] in usage), None)
     if names is None:
         return None
     read, output = usage[names[0]], usage.get(names[1], names[2])

@@ -84,7 +84,7 @@ def _links(request: HttpRequest, record: RequestRecord, attempts: Sequence[Attem
     ):
         found = _found(request, model, condition) if name else None
         if name:
-            yield kind, getattr(found, "title", name), change_url(found) if found else ""
+            yield kind, found.title if isinstance(found, Account) else name, change_url(found) if found else ""
 
 
 def _found(request: HttpRequest, model: type[Model], condition: Q) -> Model | None:

@@ -58,7 +58,7 @@ def month_bar(account: Any, name: LimitName) -> SafeString:
     usage: LimitUsage | None = account.usage.get(name)
     if usage is None:
         return SafeString("unknown while the state store is down")
-    return usage_bar(usage) if usage.limit is not None else SafeString(usage.text.removesuffix(" (no limit)"))
+    return usage_bar(usage) if usage.limit is not None else SafeString(usage.rounded(usage.used))
 
 
 def limit_text(limit: int | None, unit: str = "") -> str:

@@ -119,7 +119,7 @@ def _levels(
 ) -> Iterator[Condition]:
     """Yield the highest level reached, and as not on those below it or within SLACK: their incidents stay open."""
     if isinstance(holder, ApiKey):
-        name, slug = f"Key {holder.account.title} / {holder.name}", f"key:{holder.limits_id}:{model}"
+        name, slug = f"Key {holder.title}", f"key:{holder.limits_id}:{model}"
         contact = holder.account.contact
     else:
         name, slug, contact = f"Account {holder.title}", f"account:{holder.pk}:{model}", holder.contact

@@ -186,7 +186,7 @@ def _links(group: AlertGroup, about: About, *, is_one: bool) -> list[Link]:
         provider = (f"Provider {named.provider}", change_url(named.provider))
         return [*requests, provider, *([(f"Deployment {named}", change_url(named))] if is_one else [])]
     if isinstance(named, ApiKey | Account):  # a budget of theirs
-        name = f"Account {named.title}" if isinstance(named, Account) else f"Key {named.account.title} / {named.name}"
+        name = f"{'Account' if isinstance(named, Account) else 'Key'} {named.title}"
         return [(name, change_url(named)), *requests, ("Change the budget", f"{change_url(named)}#general")]
     if kind == Alert.Kind.PRICE:
         query = f"?{urlencode({'q': about.model})}" if is_one else ""

@@ -184,8 +184,7 @@ def limits_nearly_reached(now: datetime) -> NearLimits:
 
 
 def _near(usage: LimitUsage, owner: Owner) -> NearLimit:
-    name = f"{owner.account.title} / {owner.name}" if isinstance(owner, ApiKey) else owner.title
-    return NearLimit(name, change_url(owner), usage.title, usage.text, usage.share)
+    return NearLimit(owner.title, change_url(owner), usage.title, usage.text, usage.share)
 
 
 def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:

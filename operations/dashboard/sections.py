@@ -345,7 +345,7 @@ def top_callers(asked: DashboardQuery) -> TopCallers:
     def row(rank: Rank) -> RankRow:
         whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
         return RankRow(
-            name=" / ".join((titles[rank.account], *([rank.key] if rank.key else []))),
+            name=" / ".join(filter(None, (titles[rank.account], rank.key))),
             query=asked.query(**whose),
             log_query=asked.log_query(**whose),
             requests=count(rank.requests),
