@@ -39,7 +39,7 @@ class Translation(ABC):
     def payload(self, payload: Payload, *, model: str) -> Body:
         """Return the provider's payload, without the maximum of output tokens; `model` is the provider's name of it.
 
-        Raises InvalidRequest, with the place as `param`, for what can't be translated.
+        Begins with `check`. Raises InvalidRequest, with the place as `param`, for what can't be translated.
         """
 
     @abstractmethod
