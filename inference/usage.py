@@ -121,6 +121,41 @@ def parse_usage(usage: Any) -> Usage | None:
     return Usage(read, cached, output, written, min(_first(usage, WRITTEN_1H), written), min(reasoning, output))
 
 
+def anthropic_usage(usage: Usage) -> dict[str, Any]:
+    """Return a usage as Anthropic reports it, with all parts; `parse_usage` reads the same from it."""
+    hour = usage.cache_write_1h_tokens
+    return {
+        "input_tokens": usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens,
+        "cache_creation_input_tokens": usage.cache_write_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.cache_write_tokens - hour,
+            "ephemeral_1h_input_tokens": hour,
+        },
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def chat_usage(usage: Usage) -> dict[str, Any]:
+    """Return a usage as chat completions report it, with all parts; `parse_usage` reads the same from it.
+
+    OpenAI has no cache writes: they are in OpenRouter's field, those for an hour in Anthropic's.
+    """
+    rendered: dict[str, Any] = {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+    if usage.cache_write_tokens:
+        rendered["prompt_tokens_details"]["cache_write_tokens"] = usage.cache_write_tokens
+    if usage.cache_write_1h_tokens:
+        rendered["cache_creation"] = {"ephemeral_1h_input_tokens": usage.cache_write_1h_tokens}
+    return rendered
+
+
 def _first(usage: Mapping[str, Any], places: tuple[str, ...]) -> int:
     """Return the first count above 0 at one of the places (`field` or `object.field`); 0 without one."""
     for place in places:

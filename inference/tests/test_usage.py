@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inference import usage as module
 from inference.prices import Rates
-from inference.usage import Usage, parse_usage
+from inference.usage import Usage, anthropic_usage, chat_usage, parse_usage
 
 SHAPES: dict[str, tuple[dict[str, Any], Usage]] = {
     "OpenAI": (
@@ -181,6 +181,15 @@ def test_no_part_is_above_its_whole(flat: dict[str, int]) -> None:
         ceiling = rates.ceiling(usage.input_tokens)
         most = usage.input_tokens * ceiling.input + usage.output_tokens * ceiling.output
         assert 0 <= rates.cost(usage) <= -(-most // 1_000_000) + ceiling.request
+
+
+@given(*[counts] * 6)
+def test_a_usage_is_the_same_after_it_is_translated(
+    fresh: int, cached: int, written: int, hour: int, output: int, reasoning: int
+) -> None:
+    hour, reasoning = min(hour, written), min(reasoning, output)
+    usage = Usage(fresh + cached + written, cached, output, written, hour, reasoning)
+    assert parse_usage(anthropic_usage(usage)) == usage == parse_usage(chat_usage(usage))
 
 
 def test_the_docs_name_every_field() -> None:
