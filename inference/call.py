@@ -5,7 +5,7 @@ A call leaves exactly one usage record: `settle` emits it for a call with a rese
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -36,6 +36,8 @@ from inference.catalog import CatalogModel, Route, catalog
 from inference.prices import Rates
 from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.events import EventReader
+from inference.protocols.translation import Translation
+from inference.protocols.translations import translation
 from inference.relay import ClientSocket
 from inference.single_flight import Flight, Wait, pack_error
 from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline
@@ -74,6 +76,8 @@ class Call:
     model_name: str | None = None
     payload: Payload = field(default_factory=dict)
     read: Callable[[Body], Any] = field(init=False)
+    #: Headers for the provider, where it speaks the caller's format.
+    headers: Mapping[str, str] = field(default_factory=dict)
     is_stream: bool = False
     deadline: Deadline = field(init=False)
     #: The key of the answer in the cache; None if it is not shared.
@@ -151,9 +155,10 @@ class Call:
 
         `read` extracts the endpoint's answer from a provider's body that is not streamed. It raises an ApiError if the
         body is unusable for the endpoint; such an answer is billed and not cached. `shares_answer`: the answer may come
-        from the cache and be stored in it.
+        from the cache and be stored in it. Raises InvalidRequest if no deployment's provider can be sent the payload.
         """
         self.payload, self.read, self.is_stream = payload, read, is_stream
+        self._keep_able_routes()
         self.deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT if is_stream else settings.UPSTREAM_TIMEOUT)
         if shares_answer and self.identity.cache_enabled and (self.reads_cache or self.writes_cache):
             name, protocol = self.model.public_name, self.protocol
@@ -162,11 +167,37 @@ class Call:
                 self.identity.account_id,
                 endpoint=self.endpoint,
                 model=name,
-                payload={"asked": protocol.shaping(payload), "most_output": most_output, "is_stream": is_stream},
+                payload={
+                    "asked": protocol.shaping(payload),
+                    "most_output": most_output,
+                    "is_stream": is_stream,
+                    **({"headers": self.headers} if self.headers else {}),
+                },
                 generation=(self.identity.cache_generation(name), self.model.cache_generation),
             )
             self.record.cache = "miss" if self.reads_cache else "bypass"
         return self
+
+    def _keep_able_routes(self) -> None:
+        """Leave out the deployments whose provider has another format that the payload can't be translated to."""
+        able, refusal = [], None
+        for route in self.routes:
+            try:
+                if (found := self.translation(route)) is not None:
+                    found.payload(self.payload, model=route.upstream_name)
+                able.append(route)
+            except InvalidRequest as error:
+                refusal = refusal or error
+        if refusal is not None:
+            if not able:
+                raise refusal
+            self.routes = tuple(able)
+
+    def translation(self, route: Route) -> Translation | None:
+        """Return the translation to the format of a deployment's provider; None if it speaks the caller's."""
+        if route.is_anthropic is self.protocol.is_anthropic:
+            return None
+        return translation(self.protocol)
 
     @property
     def is_fallback(self) -> bool:
@@ -206,10 +237,17 @@ class Call:
         """Return whether a limit shortened the longest answer, so that this one may be incomplete."""
         return self.bound is not None and self.output_tokens < self.bound.output_tokens
 
-    def outgoing(self, route: Route) -> Body:
-        """Build the payload to send. The granted output tokens are divided among the answers that it asks for."""
+    def outgoing(self, route: Route) -> tuple[WireProtocol, Body]:
+        """Return the provider's endpoint and the payload for it.
+
+        The granted output tokens are divided among the answers that the payload asks for.
+        """
+        protocol, payload, found = self.protocol, self.payload, self.translation(route)
+        if found is not None:
+            protocol, payload = found.target, found.payload(payload, model=route.upstream_name)
         each = self.output_tokens // self.protocol.answers(self.payload)
-        return self.protocol.with_output(self.payload, each, route.output_parameter)
+        sent = protocol.with_output(payload, each, route.output_parameter)
+        return protocol, protocol.as_stream(sent) if self.is_stream else sent
 
     def whole_body(self) -> Body | None:
         """Return the answer, a streamed one as a non-streamed body; None if there is none."""

@@ -20,6 +20,8 @@ from inference.prices import Ceiling, Rates
 from inference.upstream import local_model
 
 OPENAI_DEFAULT_MODEL = "gpt-3.5-turbo"
+#: Most tokens of the prompt that Anthropic adds so that a model uses tools (it documents at most 804) or a schema.
+ANTHROPIC_PROMPT = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Route:
     weight: int
     rates: Rates | None
     is_azure: bool = False
+    is_anthropic: bool = False
     api_version: str = ""
     #: Whether connections are restricted to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
@@ -76,6 +79,11 @@ class CatalogModel:
         """Return the highest prices of a call with at most this prompt, among the routes whose price is known."""
         known = [route.rates.ceiling(prompt_tokens) for route in self.routes if route.rates is not None]
         return Ceiling(*map(max, zip(*known, strict=True))) if known else Ceiling(0, 0, 0)
+
+    @property
+    def added_tokens(self) -> int:
+        """Return the most tokens that a provider adds to a prompt, besides those around its messages."""
+        return ANTHROPIC_PROMPT if any(route.is_anthropic for route in self.routes) else 0
 
     def routes_within(self, limits: LimitSet) -> tuple[Route, ...]:
         """Return the routes that a call may take; with a budget in money, only those with a price."""
@@ -186,6 +194,7 @@ def _route(deployment: Deployment, rates: Rates | None) -> Route:
         name=f"{provider.name}/{deployment.upstream_name}",
         provider=provider.name,
         is_azure=provider.style == Provider.Style.AZURE,
+        is_anthropic=provider.style == Provider.Style.ANTHROPIC,
         api_version=provider.api_version,
         is_guarded=not provider.from_environment,
         base_url=provider.base_url,

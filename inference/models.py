@@ -33,7 +33,7 @@ def new_generation() -> str:
 
 
 class Provider(RequestLimits):
-    """A server with OpenAI's API. The row holds the name of the secret's environment variable, never the secret.
+    """A server with OpenAI's or Anthropic's API. The row holds the name of the secret's environment variable, never the secret.
 
     Its limits are those that the provider grants, over all deployments, accounts, processes and nodes together.
     """
@@ -41,6 +41,7 @@ class Provider(RequestLimits):
     class Style(models.TextChoices):
         OPENAI = "openai", "OpenAI and compatible"
         AZURE = "azure", "Azure OpenAI"
+        ANTHROPIC = "anthropic", "Anthropic and compatible"
 
     name = models.SlugField(max_length=50, unique=True)
     style = models.CharField(max_length=20, choices=Style.choices, default=Style.OPENAI)

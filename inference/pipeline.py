@@ -32,7 +32,7 @@ from inference.cache import CachedAnswer
 from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, DisconnectWatch
-from inference.protocols.base import Body, UnfitAnswer, find_error
+from inference.protocols.base import Body, UnfitAnswer, WireProtocol, find_error
 from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed, failed_attempt, unfit_attempt
@@ -250,9 +250,11 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
         call.note_attempt(route)
         try:
             with stops.watching() if stops else nullcontext() as abort:
-                payload = call.outgoing(route)
-                body = upstream.call(route, call.protocol.path, payload, seconds=call.deadline.left, abort=abort)
-            _refuse_failure(call, body, route)
+                protocol, payload = call.outgoing(route)
+                body = upstream.call(
+                    route, protocol.path, payload, seconds=call.deadline.left, abort=abort, headers=call.headers
+                )
+            body = _accepted(call, protocol, body, route)
         except AttemptFailed as failure:
             if abort is None or not abort.is_set:
                 call.charge_failure(failure, route)
@@ -267,10 +269,11 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
     return body, route
 
 
-def _refuse_failure(call: Call, body: Body, route: Route) -> None:
-    """Raise AttemptFailed for a body that is an error, is incomplete, or does not fit the request.
+def _accepted(call: Call, sender: WireProtocol, body: Body, route: Route) -> Body:
+    """Return a provider's answer in the caller's format; `sender` is the provider's endpoint.
 
-    If an error reports no usage, the output generated before it is estimated.
+    Raises AttemptFailed for a body that is an error, is incomplete, or does not fit the request. If an error reports no
+    usage, the output generated before it is estimated.
     """
     payload, protocol, error = call.payload, call.protocol, find_error(body)
     if error is not None:
@@ -278,10 +281,16 @@ def _refuse_failure(call: Call, body: Body, route: Route) -> None:
             counted = protocol.estimate(payload, body, model=route.upstream_name)
             error.usage, error.usage_source = counted if counted.output_tokens else None, "estimated"
         raise failed_attempt(error, route)
-    if not protocol.is_complete(body):
+    if not sender.is_complete(body):
         raise failed_attempt(ValueError("incomplete answer"), route)
+    if (translation := call.translation(route)) is not None:
+        try:
+            body = translation.body(payload, body)
+        except (KeyError, TypeError, ValueError, AttributeError) as damage:
+            raise failed_attempt(ValueError("untranslatable answer"), route) from damage
     try:
         protocol.answered(payload, body)
     except UnfitAnswer as unfit:
         usage, source = protocol.used(payload, body, model=route.upstream_name)
         raise unfit_attempt(unfit, route, usage=usage, usage_source=source) from unfit
+    return body

@@ -221,11 +221,18 @@ class Stream:
         refuse_if_interrupted(call)
         slot = self._slot = take_slot(call, route)
         call.note_attempt(route)
-        protocol = call.protocol
-        payload = protocol.as_stream(call.outgoing(route))
+        protocol, payload = call.outgoing(route)
+        translation = call.translation(route)
         try:
             return upstream.open_stream(
-                route, protocol.path, payload, seconds=deadline.left, opens=protocol.opens_stream, abort=self._abort
+                route,
+                protocol.path,
+                payload,
+                seconds=deadline.left,
+                opens=protocol.opens_stream,
+                abort=self._abort,
+                headers=call.headers,
+                translate=translation and partial(translation.events, call.payload),
             )
         except AttemptFailed as failure:
             slot.settle(failure.tokens)
@@ -242,7 +249,7 @@ class Stream:
         """
         try:
             self._write(reader.feed(stream.first))
-            if self._outlet.can_send:
+            if self._outlet.can_send and not stream.is_translated:
                 stream.response.hand_to(partial(self._relay, reader))
             self._read_on(stream, reader)
             self._write(reader.finish())

@@ -156,6 +156,22 @@ def chat_usage(usage: Usage) -> dict[str, Any]:
     return rendered
 
 
+def merged_usage(*reports: Any) -> dict[str, Any]:
+    """Merge the usages in the events of one message: each number is cumulative, so the highest one counts.
+
+    Some servers send zeros in the first event, others in the last.
+    """
+    merged: dict[str, Any] = {}
+    for report in reports:
+        for name, value in report.items() if isinstance(report, dict) else ():
+            before = merged.get(name)
+            if isinstance(value, dict):
+                merged[name] = merged_usage(before, value)
+            elif value is not None and not (is_count(before) and is_count(value) and before > value):
+                merged[name] = value
+    return merged
+
+
 def _first(usage: Mapping[str, Any], places: tuple[str, ...]) -> int:
     """Return the first count above 0 at one of the places (`field` or `object.field`); 0 without one."""
     for place in places:

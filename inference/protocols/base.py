@@ -63,6 +63,8 @@ class WireProtocol(ABC):
     output_names: Sequence[str] = ()
     #: Lowest maximum of output tokens that providers accept here.
     least_output: int = 1
+    #: Whether it is an endpoint of Anthropic's API, otherwise of OpenAI's.
+    is_anthropic: bool = False
 
     def check(self, payload: Payload) -> None:
         """Raise InvalidRequest, with `param` and `code`, for the first parameter or content that can't be passed on."""
@@ -76,6 +78,10 @@ class WireProtocol(ABC):
     @abstractmethod
     def prompt_bound(self, payload: Payload) -> int:
         """Return an upper bound of a payload's input tokens."""
+
+    def most_prompt(self, payload: Payload, model: CatalogModel) -> int:
+        """Return an upper bound of the input tokens of a call to a model, whose providers may add a prompt."""
+        return self.prompt_bound(payload) + model.added_tokens
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return the payload's maximum of output tokens for one answer; None if it names none."""
@@ -178,7 +184,7 @@ class WireProtocol(ABC):
         Otherwise the request gets its maximum or is refused. Raises InvalidRequest for a request too large to compute
         exactly.
         """
-        prompt, answers = self.prompt_bound(payload), self.answers(payload)
+        prompt, answers = self.most_prompt(payload, model), self.answers(payload)
         output, most = self.wanted_output(payload, identity, model) * answers, model.ceiling(prompt)
         try:
             return Bound(

@@ -137,6 +137,12 @@ def check_image_url(name: str, url: Any) -> None:
         refuse(f"Invalid image in '{name}': expected {kinds}.", name, "invalid_image_url")
 
 
+def check_public_url(name: str, url: Any) -> None:
+    """Raise InvalidRequest unless a URL is at a public host, and IMAGE_URLS allows such URLs."""
+    if settings.IMAGE_URLS != "https" or not is_public_url(url):
+        refuse(f"Invalid URL in '{name}': send the data instead.", name, "invalid_image_url")
+
+
 def is_data_url(url: Any) -> bool:
     """Return whether a value is a data: URL of an image."""
     return isinstance(url, str) and DATA_URL.match(url) is not None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -36,6 +37,11 @@ OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "hos
 KEPT_ENDPOINTS = 1000
 #: Paths under a deployment's URL for Azure's dated API versions.
 DEPLOYMENT_PATHS = frozenset({"/chat/completions", "/completions", "/embeddings"})
+#: Turns the events of one endpoint into another's.
+Translate = Callable[[Iterator[bytes]], Iterator[bytes]]
+NO_HEADERS: Mapping[str, str] = {}
+#: The version of Anthropic's API, which every request must name.
+ANTHROPIC_VERSION = {"anthropic-version": "2023-06-01"}
 #: Header of every request: compression costs more time than it saves between servers, and it delays streams.
 UNCOMPRESSED = {"accept-encoding": "identity"}
 #: Most bytes read of an error's body, and most seconds to read it: the status is what matters.
@@ -60,17 +66,26 @@ def read_object(content: bytes) -> dict[str, Any]:
 class UpstreamStream:
     """An open stream of one deployment: the bytes up to its first event in `first`, further bytes by iteration.
 
-    `opens` returns whether the first event belongs to the endpoint. `close` may be called from another thread or
-    greenlet, and ends a read in progress.
+    `opens` returns whether the first event belongs to the endpoint, `translate` another endpoint's events of the same
+    answer. `close` may be called from another thread or greenlet, and ends a read in progress.
     """
 
-    def __init__(self, response: Response, route: Route, opens: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(
+        self,
+        response: Response,
+        route: Route,
+        opens: Callable[[dict[str, Any]], bool],
+        translate: Translate | None = None,
+    ) -> None:
         self.route = route
         self._is_closed = False
         self.response = response
+        self.is_translated = translate is not None
         self._reads = iter(response)
         try:
             self.first = read_opening(self._reads, opens)  # regardless of Content-Type, which servers often set wrong
+            if translate is not None:
+                self._reads, self.first = translate(chain([self.first], self._reads)), b""
         except BrokenStream as error:
             self.close()
             raise ValueError(str(error)) from error
@@ -109,7 +124,14 @@ class Upstream:
         self._endpoints: dict[tuple[Any, ...], _Prepared] = {}
 
     def call(
-        self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float, abort: Abort | None = None
+        self,
+        route: Route,
+        path: str,
+        payload: Mapping[str, Any],
+        *,
+        seconds: float,
+        abort: Abort | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> dict[str, Any]:
         """Post a body and return the whole answer, within `seconds`; `abort` may end the wait.
 
@@ -118,7 +140,7 @@ class Upstream:
         body = {**payload, "model": route.upstream_name}
         try:
             with _deadline(seconds):
-                response = self._open(route, path, seconds, body, abort=abort)
+                response = self._open(route, path, seconds, body, abort=abort, **headers)
                 answer = read_object(response.read(settings.MAX_ANSWER_BYTES))
         except ATTEMPT_EXCEPTIONS as error:
             raise failed_attempt(error, route) from error
@@ -134,6 +156,8 @@ class Upstream:
         opens: Callable[[dict[str, Any]], bool],
         idle_seconds: float | None = None,
         abort: Abort | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        translate: Translate | None = None,
     ) -> UpstreamStream:
         """Post a body and return the stream of its answer once its first event has arrived.
 
@@ -144,8 +168,9 @@ class Upstream:
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
             with _deadline(seconds):
-                response = self._open(route, path, seconds, body, abort=abort, accept="text/event-stream")
-                stream = UpstreamStream(response, route, opens)
+                accept = {"accept": "text/event-stream"}
+                response = self._open(route, path, seconds, body, abort=abort, **accept, **headers)
+                stream = UpstreamStream(response, route, opens, translate)
             abort.limit(idle_seconds)
             return stream
         except ATTEMPT_EXCEPTIONS as error:
@@ -173,7 +198,8 @@ class Upstream:
 
     def _list(self, route: Route, seconds: float) -> bytes:
         with _deadline(seconds):
-            return self._open(route, "/models", seconds).read(settings.MAX_ANSWER_BYTES)
+            path = "/models?limit=1000" if route.is_anthropic else "/models"  # by default, Anthropic lists 20
+            return self._open(route, path, seconds).read(settings.MAX_ANSWER_BYTES)
 
     def _open(
         self,
@@ -213,7 +239,8 @@ class Upstream:
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers, cached until something in them changes."""
         path = _path(route, path)
-        key = (method, path, route.is_azure, route.base_url, route.api_version, route.secret, *route.headers.items())
+        style = (route.is_azure, route.is_anthropic, route.api_version)
+        key = (method, path, style, route.base_url, route.secret, *route.headers.items())
         prepared = self._endpoints.get(key)
         if prepared is None:
             url, headers = (_for_azure if route.is_azure else _for_openai)(route, method, path)
@@ -240,14 +267,16 @@ def sdk() -> Any:
 
 
 def _for_openai(route: Route, method: str, path: str) -> tuple[str, Mapping[str, str]]:
-    """Return URL and headers for any OpenAI-compatible provider; without a secret there is no Authorization."""
+    """Return URL and headers for a provider like OpenAI or Anthropic; without a secret there is no authentication."""
     parts = urlsplit(route.base_url)
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
     path = iri_to_uri(parts.path.rstrip("/")) + path
     headers = {"accept": "application/json", "user-agent": "AI-API"}
     if method == "post":
         headers["content-type"] = "application/json"
-    if route.secret:
+    if route.is_anthropic:
+        headers |= ANTHROPIC_VERSION | ({"x-api-key": route.secret} if route.secret else {})
+    elif route.secret:
         headers["authorization"] = f"Bearer {route.secret}"
     return urlunsplit(parts._replace(netloc=host, path=path)), headers | {
         name.lower(): text for name, text in route.headers.items()
