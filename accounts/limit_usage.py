@@ -84,6 +84,19 @@ def openai_rate_headers(admission: Admission) -> dict[str, str]:
     return headers
 
 
+def anthropic_rate_headers(admission: Admission) -> dict[str, str]:
+    """Return Anthropic's anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}; resets are times (RFC 3339)."""
+    headers: dict[str, str] = {}
+    for unit in WINDOWS:
+        tightest = _tightest(unit, admission)
+        if tightest is not None:
+            reset = datetime.fromtimestamp(epoch_seconds(tightest.reset_at), UTC)
+            headers[f"anthropic-ratelimit-{unit}-limit"] = str(tightest.limit)
+            headers[f"anthropic-ratelimit-{unit}-remaining"] = str(tightest.remaining)
+            headers[f"anthropic-ratelimit-{unit}-reset"] = f"{reset:%Y-%m-%dT%H:%M:%SZ}"
+    return headers
+
+
 def _tightest(unit: str, admission: Admission) -> Window | None:
     """Return the window that refused the request, else the one with the least left; None if there is none."""
     windows: dict[Subject, Window] = {

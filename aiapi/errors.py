@@ -40,7 +40,7 @@ from core.errors import (
     UnsupportedMediaType,
 )
 from core.redaction import without_keys
-from inference.api.errors import is_openai_path, openai_error_body
+from inference.api.errors import anthropic_error_body, is_anthropic_path, is_openai_path, openai_error_body
 
 log = structlog.get_logger("aiapi.errors")
 
@@ -49,11 +49,14 @@ NON_FIELD = "non_field_errors"
 
 
 def error_body(request: HttpRequest | Request, error: ApiError) -> dict[str, Any]:
-    """Return an error's body in the format of the request's API (native, or OpenAI's under /v1)."""
+    """Return an error's body in the format of the request's API: native, under /v1 OpenAI's or Anthropic's."""
+    trace = getattr(request, "trace", None)
+    label = trace.label if trace else None
+    if is_anthropic_path(request.path_info):
+        return anthropic_error_body(error, label)
     if is_openai_path(request.path_info):
         return openai_error_body(error)
-    trace = getattr(request, "trace", None)
-    return native_error_body(error, trace.label if trace else None)
+    return native_error_body(error, label)
 
 
 def native_error_body(error: ApiError, request_id: str | None) -> dict[str, Any]:

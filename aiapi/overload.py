@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from time import monotonic, monotonic_ns
 from typing import Any
 from urllib.parse import unquote
@@ -32,7 +32,7 @@ from core.json import to_json
 from core.telemetry.metrics import requests_shed
 from core.telemetry.trace import begin_trace
 from core.times import http_date
-from inference.api.errors import is_openai_path, openai_error_body
+from inference.api.errors import anthropic_error_body, is_anthropic_path, is_openai_path, openai_error_body
 
 #: How many starts the mean of their intervals reflects, and the seconds of one that count: a pause of the machine tells
 #: nothing about the next.
@@ -40,7 +40,7 @@ SMOOTHED, LONGEST_INTERVAL = 32, 0.1
 #: Least seconds between two log lines about shedding.
 LOG_SECONDS = 60.0
 #: The first line of a call, as clients write it.
-CALL = re.compile(rb"POST (/chat|/summarize|/v1/[a-z/]{1,40}) HTTP/1\.1\r\n")
+CALL = re.compile(rb"POST (/chat|/summarize|/v1/[a-z_/]{1,40})(?:\?beta=true)? HTTP/1\.1\r\n")
 LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,5})(?:\r\n|\Z)")
 KEPT = re.compile(rb"\r\nconnection: keep-alive(?:\r\n|\Z)")
 LABEL = re.compile(rb"(?i)\r\nx-request-id: ([!-~]{1,64})(?:\r\n|\Z)")
@@ -151,7 +151,7 @@ def _only_length(head: bytes) -> int | None:
 def refusal(path: str, sent_label: str | None, origin: str = "", *, closes: bool = False) -> bytes:
     """Return the whole response to a call that is refused; `origin`: of the page that calls, for CORS."""
     label = begin_trace(sent_label).label if sent_label else f"shed-{monotonic_ns():x}"
-    content = _content(is_openai=is_openai_path(path)).replace(LABEL_PLACE, label)
+    content = _content(path if path.startswith("/v1/") else "").replace(LABEL_PLACE, label)
     cors = ""
     if settings.CORS_ALLOWED_ORIGINS:
         cors = "Vary: origin\r\n"
@@ -167,8 +167,11 @@ def refusal(path: str, sent_label: str | None, origin: str = "", *, closes: bool
     ).encode()
 
 
-@cache
-def _content(*, is_openai: bool) -> str:
+@lru_cache
+def _content(path: str) -> str:
     error = ServiceBusy()
-    body = openai_error_body(error) if is_openai else native_error_body(error, LABEL_PLACE)
+    if is_anthropic_path(path):
+        body = anthropic_error_body(error, LABEL_PLACE)
+    else:
+        body = openai_error_body(error) if is_openai_path(path) else native_error_body(error, LABEL_PLACE)
     return to_json(body).decode()

@@ -9,7 +9,7 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction, OpenApiParameter
 from rest_framework import serializers
 
-from inference.api.errors import is_openai_path
+from inference.api.errors import is_anthropic_path, is_openai_path
 
 #: Descriptions of error responses, by status.
 ERRORS = {
@@ -50,7 +50,7 @@ IDEMPOTENCY_KEY = OpenApiParameter(
 
 #: Tags by the first part of a path, `/v1` left out; all others are of the service (API_TAGS has their order).
 TAGS = {
-    **dict.fromkeys(("chat", "summarize", "completions", "responses", "embeddings"), "Ask a model"),
+    **dict.fromkeys(("chat", "summarize", "completions", "responses", "messages", "embeddings"), "Ask a model"),
     "models": "Models",
     **dict.fromkeys(("usage", "requests", "stats"), "Usage"),
     "keys": "Keys",
@@ -99,6 +99,24 @@ class OpenAIErrorBody(serializers.Serializer[Any]):
     """The body of every error answer under /v1."""
 
     error = OpenAIError()
+
+
+class AnthropicError(serializers.Serializer[Any]):
+    """What is wrong, as Anthropic's clients expect it."""
+
+    type = serializers.CharField(help_text="Anthropic's type, such as `rate_limit_error` or `overloaded_error`.")
+    message = serializers.CharField(help_text="What is wrong, for a person.")
+    code = serializers.CharField(help_text="What is wrong, for a program: stable.")
+    param = serializers.CharField(allow_null=True, help_text="The parameter at fault.")
+    limit = LimitBody(required=False)
+
+
+class AnthropicErrorBody(serializers.Serializer[Any]):
+    """The body of every error answer under /v1/messages."""
+
+    type = serializers.CharField(help_text="Always `error`.")
+    error = AnthropicError()
+    request_id = serializers.CharField(allow_null=True, help_text="As in X-Request-ID.")
 
 
 class KeySecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself when defined
@@ -173,6 +191,8 @@ class ApiSchema(AutoSchema):
                 + (MODEL_ERRORS if hasattr(self.view, "endpoint") else ())
             )
         serializer = OpenAIErrorBody if is_openai_path(self.path) else ErrorBody
+        if is_anthropic_path(self.path):
+            serializer = AnthropicErrorBody
         for status in map(str, statuses):
             if status not in bodies:
                 body: dict[str, Any] = self._get_response_for_code(serializer(), status)  # type: ignore[no-untyped-call]

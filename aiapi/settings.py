@@ -221,6 +221,8 @@ CORS_EXPOSE_HEADERS = [
     "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit", "RateLimit-Policy", "Retry-After",
     "Idempotency-Replayed",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
+    *(f"anthropic-ratelimit-{unit}-{what}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+    "request-id",
 ]  # fmt: skip
 #: Names behind `x-stainless-` that OpenAI's client sends, in browsers too.
 STAINLESS = (
@@ -231,6 +233,7 @@ STAINLESS = (
 CORS_ALLOW_HEADERS = [
     "accept", "authorization", "cache-control", "content-type", "idempotency-key", "traceparent", "tracestate",
     "x-api-key", "x-cache-answer", "x-request-id", "openai-beta", "openai-organization", "openai-project",
+    "anthropic-beta", "anthropic-version", "anthropic-dangerous-direct-browser-access",
     *(f"x-stainless-{name}" for name in STAINLESS),
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ from django.urls import URLPattern, path, re_path
 
 from accounts.api.keys import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
 from aiapi.pages import DocsView, GuideView, OpenAPIView, PageView, RedocView, RootView
+from inference.api.anthropic import CountTokensView, MessagesView
 from inference.api.native import ChatView, SummarizeView
 from inference.api.openai import (
     ChatCompletionsView,
@@ -46,6 +47,8 @@ urlpatterns = [
     api("v1/completions", CompletionsView.as_view(), "v1-completions"),
     api("v1/embeddings", EmbeddingsView.as_view(), "v1-embeddings"),
     api("v1/responses", ResponsesView.as_view(), "v1-responses"),
+    api("v1/messages", MessagesView.as_view(), "v1-messages"),
+    api("v1/messages/count_tokens", CountTokensView.as_view(), "v1-messages-count-tokens"),
     api("v1/models", ModelsView.as_view(), "v1-models"),
     api(r"v1/models/(?P<name>[^?]+?)", ModelView.as_view(), "v1-model"),
     re_path(r"^v1(/|$)", UnsupportedView.as_view(), name="v1-unsupported"),

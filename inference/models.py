@@ -54,7 +54,7 @@ class Provider(RequestLimits):
     base_url = models.CharField(
         "base URL",
         max_length=500,
-        help_text="With /v1, such as https://api.openai.com/v1. For Azure: the URL of the resource, such as "
+        help_text="With /v1, such as https://api.openai.com/v1 or https://api.anthropic.com/v1. For Azure: the URL of the resource, such as "
         "https://blue.openai.azure.com.",
     )
     api_key_variable = models.CharField(

@@ -33,6 +33,7 @@ from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, DisconnectWatch
 from inference.protocols.base import Body, UnfitAnswer, WireProtocol, find_error
+from inference.protocols.translation import DAMAGED
 from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed, failed_attempt, unfit_attempt
@@ -286,7 +287,7 @@ def _accepted(call: Call, sender: WireProtocol, body: Body, route: Route) -> Bod
     if (translation := call.translation(route)) is not None:
         try:
             body = translation.body(payload, body)
-        except (KeyError, TypeError, ValueError, AttributeError) as damage:
+        except DAMAGED as damage:
             raise failed_attempt(ValueError("untranslatable answer"), route) from damage
     try:
         protocol.answered(payload, body)

@@ -52,6 +52,9 @@ class Preset:
 _SELF_HOSTED = "This is the usual address on the same machine, which LOOPBACK_PROVIDERS=true allows."
 PRESETS = {
     "openai": Preset("OpenAI", "openai", OPENAI_URL, "OPENAI_API_KEY"),
+    "anthropic": Preset(
+        *("Anthropic", "anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", Provider.Style.ANTHROPIC),
+    ),
     "azure": Preset(
         *("Azure OpenAI", "azure", "https://RESOURCE.openai.azure.com", "AZURE_OPENAI_API_KEY", Provider.Style.AZURE),
         api_version="2024-10-21",

@@ -1,4 +1,7 @@
-"""Errors in OpenAI's shape (https://platform.openai.com/docs/guides/error-codes)."""
+"""Errors in OpenAI's shape (https://platform.openai.com/docs/guides/error-codes), and in Anthropic's.
+
+Anthropic's is documented at https://docs.anthropic.com/en/api/errors.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,31 @@ _LIMIT_TYPES = {"tokens_limited": "tokens", "budget_exhausted": "insufficient_qu
 def is_openai_path(path: str) -> bool:
     """Return whether a path belongs to the OpenAI-compatible API."""
     return path == "/v1" or path.startswith("/v1/")
+
+
+def is_anthropic_path(path: str) -> bool:
+    """Return whether a path belongs to Anthropic's API."""
+    return path.startswith("/v1/messages")
+
+
+#: Anthropic's `error.type` by status; of other statuses, that of 400 or 500.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error_body(error: ApiError, request_id: str | None) -> dict[str, Any]:
+    """Return `{type, error: {type, message}, request_id}`, with the platform's code and extra fields in `error`."""
+    is_callers = error.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if is_callers else "api_error")
+    fields = {"type": kind, "message": error.detail, "code": error.error_code, "param": error.param, **error.extra}
+    return {"type": "error", "error": fields, "request_id": request_id}
 
 
 def openai_error_body(error: ApiError) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from accounts.api.base import KeyView
 from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import openai_rate_headers
 from accounts.limits.types import Admission
-from core.errors import ModelNotFound, NotFound, UpstreamFailed
+from core.errors import ApiError, ModelNotFound, NotFound, UpstreamFailed
 from core.money import dollars
 from inference.api.base import ModelEndpoint
 from inference.api.errors import openai_error_body
@@ -38,6 +39,7 @@ from inference.prices import Rates
 from inference.protocols.base import Body, Payload, UnfitAnswer, WireProtocol
 from inference.protocols.chat import chat_protocol, completion_protocol
 from inference.protocols.embeddings import embedding_protocol
+from inference.protocols.messages import messages_protocol
 from inference.protocols.parameters import UNCACHEABLE, refuse_misspelt
 from inference.protocols.responses import response_protocol
 
@@ -67,6 +69,7 @@ class OpenAIEndpoint(ModelEndpoint):
         shares = protocol.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
         read = partial(answer_for, protocol, payload)
         self.call.choose(protocol, model)
+        self.call.headers = self.provider_headers(request)
         call = self.call.ask(payload, read=read, shares_answer=shares, is_stream=is_stream)
         if not is_stream:
             return self.respond(call, answer(call))
@@ -74,8 +77,16 @@ class OpenAIEndpoint(ModelEndpoint):
             request,
             call,
             make_reader=lambda _: protocol.reader(payload),
-            error_event=lambda error, reader: protocol.error_event(payload, model, reader, openai_error_body(error)),
+            error_event=lambda error, reader: protocol.error_event(payload, model, reader, self.error_body(error)),
         )
+
+    def provider_headers(self, request: Request) -> dict[str, str]:
+        """Return the headers of the request that are passed on to a provider of the same format."""
+        return {}
+
+    def error_body(self, error: ApiError) -> Body:
+        """Return an error in the endpoint's shape."""
+        return openai_error_body(error)
 
     def rate_headers(self, admission: Admission) -> dict[str, str]:
         """Return the rate headers, with OpenAI's names added."""
@@ -133,8 +144,8 @@ class ResponsesView(OpenAIEndpoint):
 @cache
 def checked_names() -> frozenset[str]:
     """Return the names of all parameters that the platform looks at, on whichever endpoint."""
-    checks = (view.protocol.checks for view in OpenAIEndpoint.__subclasses__())
-    return frozenset(chain(UNCACHEABLE, *checks))
+    protocols = (chat_protocol, completion_protocol, embedding_protocol, response_protocol, messages_protocol)
+    return frozenset(chain(UNCACHEABLE, *(protocol.checks for protocol in protocols)))
 
 
 class ModelsView(KeyView):
@@ -144,6 +155,10 @@ class ModelsView(KeyView):
     def get(self, request: Request) -> Response:
         """List the models that the key may use and that have an enabled deployment."""
         models = [model for _, model in sorted(catalog.models().items()) if _is_listed(model, self.identity)]
+        if is_anthropic(request):
+            listed = [_shown_by_anthropic(model) for model in models if model.kind == messages_protocol.kind]
+            ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]} if listed else {}
+            return Response({"data": listed, "has_more": False, "first_id": None, "last_id": None, **ends})
         return Response({"object": "list", "data": list(map(_shown, models))})
 
 
@@ -156,7 +171,8 @@ class ModelView(KeyView):
         model = catalog.find(name)
         if model is None or not _is_listed(model, self.identity):
             raise ModelNotFound(name)
-        return Response({**_shown(model), "id": name})
+        shown = _shown_by_anthropic if is_anthropic(request) else _shown
+        return Response({**shown(model), "id": name})
 
 
 class UnsupportedView(KeyView):
@@ -177,6 +193,23 @@ def answer_for(protocol: WireProtocol, payload: Payload, body: Body) -> Body:
         return protocol.answered(payload, body)
     except UnfitAnswer as error:
         raise UpstreamFailed from error
+
+
+def is_anthropic(request: Request) -> bool:
+    """Return whether a request is of a client of Anthropic's API, all of which send its version."""
+    return "HTTP_ANTHROPIC_VERSION" in request.META
+
+
+def _shown_by_anthropic(model: CatalogModel) -> dict[str, Any]:
+    """Return Anthropic's fields of a model."""
+    created = f"{datetime.fromtimestamp(model.created, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return {
+        "type": "model",
+        "id": model.public_name,
+        "display_name": model.public_name,
+        "created_at": created,
+        "max_input_tokens": model.context_size,
+    }
 
 
 def _is_listed(model: CatalogModel, identity: AuthenticatedKey) -> bool:

@@ -171,6 +171,42 @@ class ResponseRequest(StreamedRequest):
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST_OUTPUT)
 
 
+class TokenCountRequest(serializers.Serializer[Any]):
+    """The request body of POST /v1/messages/count_tokens."""
+
+    model = serializers.CharField(help_text="A model by its public name, as in /v1/models.")
+    messages = MessageBody(many=True, allow_empty=False)
+    system = serializers.JSONField(required=False, help_text="A text, or a list of blocks.")
+    tools = serializers.ListField(child=serializers.DictField(), required=False)
+
+
+class MessagesRequest(TokenCountRequest):
+    __doc__ = f"The request body of POST /v1/messages. {PASSED_ON}"
+
+    max_tokens = serializers.IntegerField(min_value=1, max_value=MOST_OUTPUT)
+    stream = serializers.BooleanField(required=False, help_text="Answer as server-sent events.")
+    temperature = serializers.FloatField(required=False, min_value=0, max_value=1)
+    top_p = serializers.FloatField(required=False, min_value=0, max_value=1)
+
+
+class TokenCount(serializers.Serializer[Any]):
+    """The tokens of a prompt."""
+
+    input_tokens = serializers.IntegerField()
+
+
+class MessageObject(serializers.Serializer[Any]):
+    """A message, as a provider like Anthropic answered it, or translated from a chat completion."""
+
+    id = serializers.CharField()
+    type = serializers.CharField()
+    role = serializers.CharField()
+    model = serializers.CharField()
+    content = serializers.ListField(child=serializers.DictField())
+    stop_reason = serializers.CharField(allow_null=True)
+    usage = serializers.DictField()
+
+
 class UsageBody(serializers.Serializer[Any]):
     """Tokens that a call used."""
 

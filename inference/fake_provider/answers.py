@@ -119,17 +119,19 @@ def compose(
 def choose(body: Json, text: str, settings: FakeSettings) -> Choice:
     """Answer one prompt: with the tool that is forced, a value of the schema that is asked for, or a text."""
     if (function := forced_tool(body)) is not None:
-        arguments = json.dumps(schema_example(function.get("parameters") or {"type": "object"}, text))
+        schema = function.get("parameters") or function.get("input_schema") or {"type": "object"}
+        arguments = json.dumps(schema_example(schema, text))
         pieces = [arguments[i : i + ARGUMENT_PIECE] for i in range(0, len(arguments), ARGUMENT_PIECE)]
         return Choice(pieces, "tool_calls", str(function.get("name")))
-    nested = body["text"].get("format") if isinstance(body.get("text"), dict) else None
+    holder = body.get("text") or body.get("output_config")
+    nested = holder.get("format") if isinstance(holder, dict) else None
     wanted: Mapping[str, Any] = body.get("response_format") or nested or {}
     if wanted.get("type") in ("json_schema", "json_object"):
         schema = wanted.get("json_schema", wanted).get("schema") if wanted["type"] == "json_schema" else None
         tokens = TOKEN.findall(json.dumps({"answer": text} if schema is None else schema_example(schema, text)))
     else:
         tokens = answer_tokens(text, settings.tokens)
-        if stop := body.get("stop"):
+        if stop := body.get("stop") or body.get("stop_sequences"):
             stops = [each for each in ([stop] if isinstance(stop, str) else stop) if isinstance(each, str) and each]
             whole = "".join(tokens)
             if ends := [at for each in stops if (at := whole.find(each)) >= 0]:
@@ -145,10 +147,12 @@ def choose(body: Json, text: str, settings: FakeSettings) -> Choice:
 def forced_tool(body: Json) -> Mapping[str, Any] | None:
     """Return the function that tool_choice forces (the first one for `required`); None if none is forced.
 
-    Accepts the nested form of /chat/completions and the flat one of /responses.
+    Accepts the nested form of /chat/completions, the flat one of /responses, and that of /messages.
     """
     choice, tools = body.get("tool_choice"), [tool for tool in body.get("tools") or [] if isinstance(tool, dict)]
-    functions = [tool.get("function", tool) for tool in tools if tool.get("type") == "function"]
+    functions = [tool.get("function", tool) for tool in tools if tool.get("type") == "function" or "input_schema" in tool]
+    if isinstance(choice, dict) and choice.get("type") in ("any", "auto", "none"):
+        choice = "required" if choice["type"] == "any" else None
     if isinstance(choice, dict):
         wanted = choice.get("function", choice).get("name")
         functions = [function for function in functions if function.get("name") == wanted]

@@ -20,6 +20,9 @@ IMAGE_TOKENS = 85
 LOGPROB = -0.1
 #: Default length of a vector; short, so that a benchmark measures no arithmetic.
 DIMENSIONS = 64
+#: Anthropic's types of errors by status, and reasons to stop by the finish reason.
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 #: Fields of a request that its response repeats, and reasons of an incomplete one by the finish reason.
 ECHOED = ("instructions", "metadata", "temperature", "top_p", "tool_choice", "tools", "max_output_tokens", "store")
 REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -78,6 +81,10 @@ class FakeProtocol(ABC):
     def stream(self, answer: Answer) -> Iterator[Frame]:
         """Yield the events of a streamed answer."""
         raise NotImplementedError
+
+    def refusal(self, error: HttpError) -> bytes:
+        """Return the body of an error answer."""
+        return error.body
 
     def error_body(self, error: HttpError, answer: Answer, generated: int | None) -> Json:
         """Return an error of status 200, with the usage of a number of completion tokens (None: without)."""
@@ -312,3 +319,123 @@ class ResponseFormat(FakeProtocol):
             "tools": echoed["tools"] or [],
             "tool_choice": echoed["tool_choice"] or "auto",
         }
+
+
+class MessageFormat(FakeProtocol):
+    """Anthropic's messages. Every answer to a request with thinking begins with a block of it."""
+
+    prefix = "msg_"
+
+    def prompts(self, body: Json) -> list[Prompt]:
+        """Return the system prompt and the messages as one prompt."""
+        messages = body.get("messages")
+        for name in ("messages", "max_tokens"):
+            if not body.get(name):
+                raise HttpError(400, f"{name}: Field required")
+        if not isinstance(messages, list):
+            raise HttpError(400, "messages: Input should be a valid array")
+        system = body.get("system") or []
+        return [parse_messages([{"content": system}, *messages])]
+
+    def plain(self, answer: Answer) -> Json:
+        """Return the whole message; no block with the fault empty_choices."""
+        reason = answer.choices[0].finish_reason if answer.choices else "stop"
+        usage = answer.usage()
+        return {
+            **self._begun(answer),
+            "content": self._blocks(answer),
+            "stop_reason": STOP_REASONS.get(reason, "end_turn"),
+            **({} if usage is None else {"usage": self._usage(answer, answer.completion_tokens)}),
+        }
+
+    def stream(self, answer: Answer) -> Iterator[Frame]:
+        """Yield the events of a message."""
+        whole = self.plain(answer)
+
+        def event(kind: str, **fields: Any) -> bytes:
+            return sse({"type": kind, **fields}, kind)
+
+        reported = {"usage": self._usage(answer, 0)} if answer.reports_usage else {}
+        yield event("message_start", message={**self._begun(answer), **reported}), 0
+        yield event("ping"), 0
+        for index, block in enumerate(whole["content"]):
+            kind, tokens = block["type"], answer.choices[0].tokens
+            if kind == "thinking":
+                empty, name, pieces = {**block, "thinking": "", "signature": ""}, "thinking", [block["thinking"]]
+            elif kind == "tool_use":
+                empty, name, pieces = {**block, "input": {}}, "partial_json", tokens
+            else:
+                empty, name, pieces = {**block, "text": ""}, "text", tokens
+            yield event("content_block_start", index=index, content_block=empty), 0
+            delta_type = {"partial_json": "input_json_delta"}.get(name, f"{name}_delta")
+            for piece in pieces:
+                sent = event("content_block_delta", index=index, delta={"type": delta_type, name: piece})
+                yield sent, int(kind != "thinking")
+            if kind == "thinking":
+                signed = {"type": "signature_delta", "signature": block["signature"]}
+                yield event("content_block_delta", index=index, delta=signed), 0
+            yield event("content_block_stop", index=index), 0
+        reported = {"usage": self._usage(answer, answer.completion_tokens)} if answer.reports_usage else {}
+        delta = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+        yield event("message_delta", delta=delta, **reported), 0
+        yield event("message_stop"), 0
+
+    def refusal(self, error: HttpError) -> bytes:
+        """Return an error in Anthropic's shape."""
+        return json.dumps(self._error(error)).encode()
+
+    def error_body(self, error: HttpError, answer: Answer, generated: int | None) -> Json:
+        """Return an error of status 200, with the usage of a number of tokens (None: without)."""
+        usage = {} if generated is None else {"usage": self._usage(answer, generated)}
+        return {**self._error(error), **usage}
+
+    def error_event(self, body: Json) -> bytes:
+        """Return the event of such an error."""
+        return sse(body, "error")
+
+    def _error(self, error: HttpError) -> Json:
+        kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": error.fields["message"]}}
+
+    def _blocks(self, answer: Answer) -> list[Json]:
+        if not answer.choices:
+            return []
+        choice, thinking = answer.choices[0], answer.body.get("thinking") or {}
+        block: Json = {"type": "text", "text": choice.text}
+        if choice.tool is not None:
+            is_whole = choice.finish_reason == "tool_calls"
+            given = json.loads(choice.text) if is_whole else {}
+            block = {"type": "tool_use", "id": f"toolu_{answer.id}", "name": choice.tool, "input": given}
+        thought = {"type": "thinking", "thinking": "The caller waits for an answer.", "signature": "c2lnbmF0dXJl"}
+        return [*([thought] if thinking.get("type") in ("enabled", "adaptive") else []), block]
+
+    def _usage(self, answer: Answer, generated: int) -> Json:
+        return {
+            "input_tokens": answer.prompt_tokens - answer.cached_tokens - answer.cache_write_tokens,
+            "cache_read_input_tokens": answer.cached_tokens,
+            "cache_creation_input_tokens": answer.cache_write_tokens,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": answer.cache_write_tokens,
+                "ephemeral_1h_input_tokens": 0,
+            },
+            "output_tokens": generated,
+            "service_tier": "standard",
+        }
+
+    def _begun(self, answer: Answer) -> Json:
+        fields = {"id": answer.id, "type": "message", "role": "assistant", "model": answer.model}
+        return {**fields, "content": [], "stop_reason": None, "stop_sequence": None}
+
+
+class TokenCountFormat(MessageFormat):
+    """The number of a prompt's tokens, which costs nothing."""
+
+    generates = False
+
+    def prompts(self, body: Json) -> list[Prompt]:
+        """Return the prompt; no maximum is needed."""
+        return super().prompts({"max_tokens": 1, **body})
+
+    def plain(self, answer: Answer) -> Json:
+        """Return the number."""
+        return {"input_tokens": answer.prompt_tokens}

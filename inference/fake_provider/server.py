@@ -19,7 +19,9 @@ from inference.fake_provider.formats import (
     EmbeddingFormat,
     FakeProtocol,
     Frame,
+    MessageFormat,
     ResponseFormat,
+    TokenCountFormat,
     sse,
 )
 from inference.fake_provider.http import FakeCall, HttpServer, Reply, Request
@@ -42,6 +44,8 @@ ENDPOINTS: dict[str, FakeProtocol] = {
     "completions": CompletionFormat(),
     "embeddings": EmbeddingFormat(),
     "responses": ResponseFormat(),
+    "messages": MessageFormat(),
+    "messages/count_tokens": TokenCountFormat(),
 }
 OPENAI = re.compile(r"/(?:openai/)?v1/(.+?)/?")
 #: Azure's paths under a deployment, and those of the whole resource.
@@ -127,7 +131,7 @@ class FakeUpstream(HttpServer):
             return self._control(request)
         self._requests.append(request)
         wanted = self.settings.api_key
-        given = request.headers.get("api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = request.headers.get("api-key") or request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
         try:
             if wanted is not None and given != wanted:
                 raise HttpError(401, "Incorrect API key provided.", code="invalid_api_key")
@@ -219,7 +223,7 @@ class FakeUpstream(HttpServer):
             reply = self._reply(call, protocol, body)
         except HttpError as refusal:
             call.end("failed")
-            reply = self._refused(refusal)
+            reply = self._refused(refusal, protocol)
         reply.call = call
         reply.headers += (("x-request-id", f"req_{call_id}"), ("openai-processing-ms", "1"))
         reply.latency = self.settings.latency_ms / 1000
@@ -227,7 +231,7 @@ class FakeUpstream(HttpServer):
 
     def _reply(self, call: FakeCall, protocol: FakeProtocol, body: Any) -> Reply:
         settings, fault = self.settings, call.fault or ""
-        if (reply := self._without_answer(fault)) is not None:
+        if (reply := self._without_answer(fault, protocol)) is not None:
             if reply.end == "complete":
                 call.end("failed")
             return reply
@@ -239,7 +243,9 @@ class FakeUpstream(HttpServer):
         prompts = protocol.prompts(body)
         answer = compose(call.id, prompts, body, settings, generates=protocol.generates, fault=call.fault)
         if not (fault == "error_first" or (fault == "error_event" and not call.stream)):
-            call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
+            is_billed = not isinstance(protocol, TokenCountFormat)
+            if is_billed:
+                call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
         if fault == "http_504":
             return Reply.whole(504, HTTP_FAULTS["http_504"].body, tokens=answer.completion_tokens)
         if call.stream:
@@ -254,18 +260,18 @@ class FakeUpstream(HttpServer):
         reply.end = {"cut": "cut", "stall": "silence"}.get(fault, "complete")
         return reply
 
-    def _without_answer(self, fault: str) -> Reply | None:
+    def _without_answer(self, fault: str, protocol: FakeProtocol | None = None) -> Reply | None:
         """Return the reply of a fault that needs no answer and bills nothing; None for the others."""
         if fault in HTTP_FAULTS and fault != "http_504":
-            return self._refused(HTTP_FAULTS[fault])
+            return self._refused(HTTP_FAULTS[fault], protocol)
         if fault == "wrong_type":
             return Reply.whole(200, HTML_PAGE, "text/html")
         if fault in ("reset", "hang"):
             return Reply(0, iter(()), end="reset" if fault == "reset" else "silence")
         return None
 
-    def _refused(self, error: HttpError) -> Reply:
-        reply = Reply.whole(error.status, error.body)
+    def _refused(self, error: HttpError, protocol: FakeProtocol | None = None) -> Reply:
+        reply = Reply.whole(error.status, error.body if protocol is None else protocol.refusal(error))
         if error is HTTP_FAULTS["http_429"]:
             reply.headers = (("Retry-After", f"{self.settings.retry_after:g}"),)
         return reply

@@ -17,6 +17,10 @@ from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.parameters import refuse
 
 
+#: What a translation raises for an answer that is not in the provider's format.
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
+
+
 class Translation(ABC):
     """A caller's endpoint on a provider's: payloads in one direction, answers and streams in the other."""
 
@@ -46,14 +50,15 @@ class Translation(ABC):
     def body(self, payload: Payload, body: Body) -> Body:
         """Return a provider's complete answer in the caller's format.
 
-        Raises KeyError, TypeError, ValueError or AttributeError if it is not in the provider's format.
+        Raises one of DAMAGED if it is not in the provider's format.
         """
 
     @abstractmethod
     def events(self, payload: Payload, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Yield a provider's stream, in pieces as received, as whole events of the caller's format.
 
-        Events that are errors are yielded unchanged. A stream that ends early ends early here too. Raises BrokenStream.
+        Events that are errors are yielded unchanged. A stream that ends early ends early here too. Raises BrokenStream,
+        or one of DAMAGED.
         """
 
 

@@ -25,6 +25,7 @@ from core.json import parse_strictly, to_json
 from core.telemetry.trace import passed_on
 from inference.catalog import Route
 from inference.protocols.events import BrokenStream, read_opening
+from inference.protocols.translation import DAMAGED
 from inference.upstream.errors import ATTEMPT_EXCEPTIONS, AttemptFailed, ErrorAnswer, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, Response
 
@@ -97,7 +98,7 @@ class UpstreamStream:
         """Yield the bytes after `first` as they arrive; raises AttemptFailed if the stream breaks off."""
         try:
             yield from self._reads
-        except ATTEMPT_EXCEPTIONS as error:
+        except (*ATTEMPT_EXCEPTIONS, *DAMAGED) as error:
             if not self._is_closed:
                 raise failed_attempt(error, self.route) from error
 

@@ -197,6 +197,20 @@ OPERATORS_CODES = {
     "model_not_found": 404,
     "unsupported_country_region_territory": 403,
 }
+#: Anthropic's types of errors, with the statuses that it sends otherwise.
+ANTHROPIC_TYPES = {
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+#: What Anthropic says in a 400 when the credit is used up; and the parameter before its message about one.
+NO_CREDIT_TEXT = "credit balance is too low"
+PLACE = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)*): ")
 #: Error types of a faulty request without a code: OpenAI's and vLLM's.
 CALLERS_TYPES = ("invalid_request_error", "BadRequestError")
 
@@ -215,6 +229,8 @@ def status_of(error: Mapping[str, Any]) -> int:
         return 429
     if code.isdecimal() and len(code) == 3 and int(code) >= 400:
         return int(code)
+    if error.get("type") in ANTHROPIC_TYPES:
+        return ANTHROPIC_TYPES[error["type"]]
     return 400 if error.get("type") in CALLERS_TYPES else 500
 
 
@@ -325,7 +341,10 @@ def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, route
     """Judge an error answer; the caller of a rejected request gets a message about his own parameters."""
     code, param, kind = (_name(fields.get(field)) for field in ("code", "param", "type"))
     cause = f"http {status} {code or ''}".strip()
-    if status == 402 or not CREDIT_CODES.isdisjoint((code, kind)):
+    message = str(fields.get("message") or "")
+    if route.is_anthropic and param is None and (place := PLACE.match(message)) is not None:
+        param = _name(place[1])
+    if status == 402 or NO_CREDIT_TEXT in message or not CREDIT_CODES.isdisjoint((code, kind)):
         return AttemptFailed(NO_CREDIT, cause=f"{CREDIT_USED_UP} ({cause})")
     seconds = retry_after_seconds(headers)
     verdict = BY_STATUS.get(status, FAILED if status >= 500 else MISCONFIGURED)
@@ -336,7 +355,8 @@ def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, route
         error = UpstreamBusy(retry_after=ceil(seconds) or DEFAULT_RETRY_AFTER)
     elif verdict is REJECTED:
         hidden = (route.secret, *route.headers.values(), urlsplit(route.base_url).hostname or "")
-        text = passable(fields.get("message"), hidden) if param or code in CALLERS_CODES else ""
+        is_about_request = param or code in CALLERS_CODES or route.is_anthropic
+        text = passable(message, hidden) if is_about_request else ""
         error = InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
     return AttemptFailed(replace(verdict, retry_after=seconds) if verdict.retry else verdict, error, cause=cause)
 
