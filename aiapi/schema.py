@@ -190,9 +190,9 @@ class ApiSchema(AutoSchema):
                 + (NAME_ERRORS if "{" in self.path else ())
                 + (MODEL_ERRORS if hasattr(self.view, "endpoint") else ())
             )
-        serializer = OpenAIErrorBody if is_openai_path(self.path) else ErrorBody
-        if is_anthropic_path(self.path):
-            serializer = AnthropicErrorBody
+        serializer: type[serializers.Serializer[Any]] = ErrorBody
+        if is_openai_path(self.path):
+            serializer = AnthropicErrorBody if is_anthropic_path(self.path) else OpenAIErrorBody
         for status in map(str, statuses):
             if status not in bodies:
                 body: dict[str, Any] = self._get_response_for_code(serializer(), status)  # type: ignore[no-untyped-call]

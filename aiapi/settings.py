@@ -216,12 +216,13 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 #: Response headers that a page's script may read.
+ANTHROPIC_RATES = [f"{unit}-{what}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")]
 CORS_EXPOSE_HEADERS = [
     "X-Request-ID", "X-Process-Time", "X-Cache", "X-Model", "X-Cost-USD", "X-Fallback", "X-RateLimit-Limit",
     "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit", "RateLimit-Policy", "Retry-After",
     "Idempotency-Replayed",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
-    *(f"anthropic-ratelimit-{unit}-{what}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+    *(f"anthropic-ratelimit-{each}" for each in ANTHROPIC_RATES),
     "request-id",
 ]  # fmt: skip
 #: Names behind `x-stainless-` that OpenAI's client sends, in browsers too.

@@ -33,7 +33,7 @@ def new_generation() -> str:
 
 
 class Provider(RequestLimits):
-    """A server with OpenAI's or Anthropic's API. The row holds the name of the secret's environment variable, never the secret.
+    """A server with OpenAI's or Anthropic's API. The row names the secret's environment variable, never the secret.
 
     Its limits are those that the provider grants, over all deployments, accounts, processes and nodes together.
     """
@@ -54,8 +54,8 @@ class Provider(RequestLimits):
     base_url = models.CharField(
         "base URL",
         max_length=500,
-        help_text="With /v1, such as https://api.openai.com/v1 or https://api.anthropic.com/v1. For Azure: the URL of the resource, such as "
-        "https://blue.openai.azure.com.",
+        help_text="With /v1, such as https://api.openai.com/v1 or https://api.anthropic.com/v1. For Azure: the URL of "
+        "the resource, such as https://blue.openai.azure.com.",
     )
     api_key_variable = models.CharField(
         "variable of the secret",

@@ -232,7 +232,7 @@ class Stream:
                 opens=protocol.opens_stream,
                 abort=self._abort,
                 headers=call.headers,
-                translate=translation and partial(translation.events, call.payload),
+                translate=None if translation is None else partial(translation.events, call.payload),
             )
         except AttemptFailed as failure:
             slot.settle(failure.tokens)

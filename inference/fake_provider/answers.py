@@ -150,7 +150,8 @@ def forced_tool(body: Json) -> Mapping[str, Any] | None:
     Accepts the nested form of /chat/completions, the flat one of /responses, and that of /messages.
     """
     choice, tools = body.get("tool_choice"), [tool for tool in body.get("tools") or [] if isinstance(tool, dict)]
-    functions = [tool.get("function", tool) for tool in tools if tool.get("type") == "function" or "input_schema" in tool]
+    tools = [tool for tool in tools if tool.get("type") == "function" or "input_schema" in tool]
+    functions = [tool.get("function", tool) for tool in tools]
     if isinstance(choice, dict) and choice.get("type") in ("any", "auto", "none"):
         choice = "required" if choice["type"] == "any" else None
     if isinstance(choice, dict):

@@ -131,7 +131,8 @@ class FakeUpstream(HttpServer):
             return self._control(request)
         self._requests.append(request)
         wanted = self.settings.api_key
-        given = request.headers.get("api-key") or request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = request.headers.get("api-key") or request.headers.get("x-api-key") or given
         try:
             if wanted is not None and given != wanted:
                 raise HttpError(401, "Incorrect API key provided.", code="invalid_api_key")

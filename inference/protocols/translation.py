@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.parameters import refuse
 
-
 #: What a translation raises for an answer that is not in the provider's format.
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 
