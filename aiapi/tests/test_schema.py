@@ -77,6 +77,8 @@ def test_it_tells_of_every_error_in_the_shape_that_it_has(document: Any) -> None
         assert {str(status) for status in KEY_ERRORS + BODY_ERRORS + MODEL_ERRORS} | {"200"} == set(responses)
     for path, _, operation in operations(document):
         shape = "OpenAIErrorBody" if path.startswith("/v1") else "ErrorBody"
+        if path.startswith("/v1/messages"):
+            shape = "AnthropicErrorBody"
         for status, response in operation["responses"].items():
             if int(status) >= 400 and response["description"] == ERRORS.get(int(status)):
                 schemas = [content["schema"] for content in response["content"].values()]
