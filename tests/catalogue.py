@@ -44,7 +44,8 @@ for row in wanted["models"]:
         if row["input"] is not None:
             Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
                                  cached_input_per_million=Decimal(row["cached"]),
-                                 output_per_million=Decimal(row["output"]))
+                                 output_per_million=Decimal(row["output"]),
+                                 **{field: Decimal(price) for field, price in row["prices"].items()})
 made = []
 for name, limits, keys in wanted["accounts"]:
     shared = limits.pop("model_budgets", {})
@@ -101,7 +102,8 @@ class Owned:
 class Served:
     """A model, the addresses of its deployments in their order, and prices in dollars per million tokens.
 
-    `input` None: it has no price. `provider` and `deployment`: further fields of its providers and deployments.
+    `input` None: it has no price. `provider`, `deployment`, `prices`: further fields of its providers, deployments and
+    prices.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Served:
     output: int = 10
     provider: dict[str, Any] = field(default_factory=dict)
     deployment: dict[str, Any] = field(default_factory=dict)
+    prices: dict[str, int] = field(default_factory=dict)
 
 
 #: An account to be made: its name, its limits, and its keys by name, each with its limits.

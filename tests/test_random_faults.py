@@ -1,4 +1,4 @@
-"""Faults at random, and clients that leave at random: in the end the ledger is the provider's bill, to the token.
+"""Faults at random, and clients that leave at random: in the end the ledger is the provider's bill, to the nano-dollar.
 
 10 % of the provider's answers are 500s, 5 % dropped connections, 5 % 429s; a third of the clients leave early. What the
 platform could not know (a stream that broke off, an attempt without an answer) is marked as estimated or bound.
@@ -25,6 +25,12 @@ from tests.stores import Redis
 from tests.streams import CHAT, asked
 
 MODEL = "unlucky"
+#: Dollars per million tokens (thousands of nano-dollars a token) of each part, and dollars a request.
+PRICES = {"cache_write_per_million": 3, "reasoning_per_million": 20, "per_request": 1}
+#: Shares of the prompt that the provider read from its cache and wrote to it, and of the answer that is reasoning.
+PARTS = {"cached_ratio": 0.4, "cache_write_ratio": 0.3, "reasoning_ratio": 0.3}
+MESSAGES = "/v1/messages"
+TEXT = " ".join(["word"] * 9)
 FAULTS = {"http_500": 0.10, "reset": 0.05, "http_429": 0.05}
 AT_ONCE = 40
 
@@ -38,6 +44,7 @@ class Run:
     billed: dict[str, list[FakeCall]]
     month: dict[str, Any]
     slots: int
+    reasoning_ratio: float
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,15 @@ def own_fake() -> Iterator[FakeUpstream]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["one worker", "two workers"])
+#: The number of workers, the endpoint, and the style of the provider.
+RUNS = {
+    "one worker": (1, CHAT, "openai"),
+    "two workers": (2, CHAT, "openai"),
+    "Anthropic's messages": (1, MESSAGES, "anthropic"),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def run(
     request: pytest.FixtureRequest,
     own_fake: FakeUpstream,
@@ -58,26 +73,27 @@ def run(
     """Send the requests, wait until all is settled, and collect what each side says."""
     own_fake.reset()
     settings = {"OPENAI_BASE_URL": own_fake.base_url, "OPENAI_API_KEY": "sk-fake"}
-    workers = 1
-    if request.param == "two workers":
-        workers = 2
+    workers, path, style = RUNS[request.param]
+    if workers > 1:
         settings = {**prepared(), "REDIS_URL": own_redis.url}
     with aiapi_server(settings, workers=workers, prepare=workers == 1) as service:
-        key = set_up(service, [Served(MODEL, [own_fake.base_url], input=2, output=10)], account=f"random-{workers}")
+        model = Served(MODEL, [own_fake.base_url], prices=PRICES, provider={"style": style})
+        key = set_up(service, [model], account=f"random-{workers}")
+        parts = PARTS if style == "openai" else {**PARTS, "reasoning_ratio": 0.0}  # which Anthropic does not report
         labels = [f"request-{number}" for number in range(scale(150, 4000))]
-        own_fake.set(faults=FAULTS, latency_ms=5, chunk_interval_ms=8, retry_after=0)
-        asyncio.run(send_all(service, key, labels))
+        own_fake.set(faults=FAULTS, latency_ms=5, chunk_interval_ms=8, retry_after=0, **parts)
+        asyncio.run(send_all(service, key, labels, path))
         return collect(service, own_fake, key, labels)
 
 
-async def send_all(service: Service, key: str, labels: list[str]) -> None:
+async def send_all(service: Service, key: str, labels: list[str], path: str) -> None:
     """Send them all, some at a time."""
     chance, places = random.Random(5), asyncio.Semaphore(AT_ONCE)
 
     async def one(label: str, stream: bool, patience: float) -> None:
         async with places:
-            body = {**asked(MODEL, label, max_tokens=60), "stream": stream}
-            await load.ask(Ask(service.port, key, body, CHAT, label, patience))
+            body = {**asked(MODEL, f"{label} {TEXT}", max_tokens=60), "stream": stream}
+            await load.ask(Ask(service.port, key, body, path, label, patience))
 
     plans = [
         (label, chance.random() < 0.6, chance.uniform(0.01, 0.1) if chance.random() < 1 / 3 else load.PATIENCE)
@@ -102,14 +118,25 @@ def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str
     billed: dict[str, list[FakeCall]] = defaultdict(list)
     posts = [received for received in own_fake.requests if received.method == "POST"]
     for received, call in zip(posts, own_fake.billed, strict=True):
-        billed[received.body["messages"][0]["content"]].append(call)
+        billed[received.body["messages"][0]["content"].partition(" ")[0]].append(call)
     limits = service.request("GET", "/usage", key=key).json()["limits"]
     own = {each["name"]: each["used"] for each in limits if each["owner"] == "key"}
-    return Run(labels, by_label, billed, own, own["concurrent_requests"])
+    return Run(labels, by_label, billed, own, own["concurrent_requests"], own_fake.settings.reasoning_ratio)
 
 
 def tokens(call: FakeCall) -> int:
     return call.prompt_tokens + call.completion_tokens
+
+
+def bill(call: FakeCall, reasoning_ratio: float) -> int:
+    """Return what the provider bills for a call, in nano-dollars."""
+    if not tokens(call):
+        return 0
+    plain = call.prompt_tokens - call.cached_tokens - call.cache_write_tokens
+    reasoning = int(call.completion_tokens * reasoning_ratio)
+    thousands = plain * 2 + call.cached_tokens + call.cache_write_tokens * 3
+    thousands += (call.completion_tokens - reasoning) * 10 + reasoning * 20
+    return thousands * 1000 + 10**9
 
 
 def charged(record: Record) -> int:
@@ -140,7 +167,7 @@ def test_it_charges_to_the_token_what_the_provider_bills(run: Run) -> None:
                 sum(call.prompt_tokens for call in calls),
                 sum(call.completion_tokens for call in calls),
             )
-            assert record.cost == record.input_tokens * 2000 + record.output_tokens * 10_000  # nano-dollars
+            assert record.cost == sum(bill(call, run.reasoning_ratio) for call in calls)
         elif record.usage_source == "bound":
             assert any(call.fault == "reset" for call in calls)
             assert charged(record) >= billed

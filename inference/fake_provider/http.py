@@ -41,6 +41,7 @@ class FakeCall:
     fault: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     completion_tokens: int = 0
     outcome: str = "running"
     started_at: float = field(default_factory=time.monotonic)

@@ -247,6 +247,7 @@ class FakeUpstream(HttpServer):
             is_billed = not isinstance(protocol, TokenCountFormat)
             if is_billed:
                 call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
+                call.cache_write_tokens = answer.cache_write_tokens
         if fault == "http_504":
             return Reply.whole(504, HTTP_FAULTS["http_504"].body, tokens=answer.completion_tokens)
         if call.stream:
