@@ -11,6 +11,7 @@ from uuid import uuid4
 from core.json import parse_strictly, to_json
 from inference.protocols.base import GIVEN_UP, Body, ProviderError, choices_in
 from inference.protocols.events import DONE, END_OF_EVENT, BrokenStream, event_data, parse_event, server_sent
+from inference.protocols.translation import DAMAGED
 from inference.usage import NOTHING, Usage, anthropic_usage, is_count, parse_usage
 
 #: Stop reasons; any other finish reason is one of other servers' names for `stop`. A stop sequence is not told apart.
@@ -31,8 +32,8 @@ OBFUSCATION = re.compile(rb', ?"obfuscation": ?"\w*"')
 MOST_LESSONS = 3
 
 
-def message_of(body: Body) -> Body:
-    """Return a chat completion as a message; raises KeyError, TypeError, ValueError or AttributeError if it is none."""
+def as_message(body: Body) -> Body:
+    """Return a chat completion as a message; raises one of DAMAGED if it is none."""
     choice: Body = next(iter(body["choices"]), {})
     message, reason = choice["message"], choice.get("finish_reason")
     thinking, text = said(message)
@@ -178,22 +179,23 @@ class MessageWriter:
         self._lessons = 0
 
     def read(self, events: bytes) -> Iterator[bytes]:
-        """Yield what the provider's whole events become, in one piece; raises BrokenStream after the valid part."""
+        """Yield what whole events of the provider become, in one piece.
+
+        Raises BrokenStream or one of DAMAGED, after the part that is valid.
+        """
         if b'"obfuscation"' in events:
             events = OBFUSCATION.sub(b"", events)
-        written, broken = bytearray(), None
+        written = bytearray()
         try:
             for event in events.split(END_OF_EVENT):
                 if event and not self.is_done:
                     written += self._read(event)
-        except BrokenStream as error:
-            broken = error
-        except (KeyError, TypeError, ValueError, AttributeError):
-            broken = BrokenStream("no chunk")
+        except (BrokenStream, *DAMAGED):
+            if written:
+                yield bytes(written)
+            raise
         if written:
             yield bytes(written)
-        if broken is not None:
-            raise broken
 
     def end(self) -> bytes:
         """Return the last events, from all that is known when the provider's stream ends.
@@ -278,8 +280,9 @@ class MessageWriter:
 
     def _start(self, body: Body) -> bytes:
         self._id = message_id(body)
-        usage = {"input_tokens": 0, "output_tokens": 0} if self._usage is None else anthropic_usage(self._usage)
-        return event_of("message_start", message={**empty_message(body, self._id), "usage": usage})
+        # an early usage is not in Anthropic's parts yet: of each part, the highest number in a stream counts
+        nothing = {"input_tokens": 0, "output_tokens": 0}
+        return event_of("message_start", message={**empty_message(body, self._id), "usage": nothing})
 
     def _think(self, thought: Body) -> bytes:
         """Return the events of thinking, or of a piece of it; its signature comes last."""

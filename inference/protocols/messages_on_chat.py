@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from core.json import to_json
 from inference.protocols.base import Body, Payload
 from inference.protocols.chat import chat_protocol
-from inference.protocols.chat_as_message import MessageWriter, message_of
+from inference.protocols.chat_as_message import MessageWriter, as_message
 from inference.protocols.events import EventBuffer
 from inference.protocols.parameters import refuse
 from inference.protocols.translation import Translation
@@ -25,8 +25,6 @@ PARAGRAPH = "\n\n"
 IMAGE_BELOW = "(The image is in the next message.)"
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "xhigh"}
 TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-#: Values that are the same as no parameter.
-NEUTRAL: Mapping[str, Any] = {"mcp_servers": [], "speed": "standard"}
 #: Fields of content blocks and other objects that are translated, or that mean nothing to another provider.
 KNOWN: Mapping[str, Sequence[str]] = {
     "message": ("role", "content"),
@@ -49,7 +47,7 @@ class MessagesOnChat(Translation):
     target = chat_protocol
     fields = {
         "cache_control": "left out: providers with this format cache prompts by themselves",
-        "context_management": "left out: `clear_*` edits only save input tokens; others are refused",
+        "context_management": "left out: it only saves input tokens",
         "max_tokens": "the maximum of output tokens, under the deployment's name for it",
         "messages": "`messages`: images as `image_url`, tool calls as `tool_calls`, tool results as messages of the "
         "role `tool` (their images in the user message after them), documents of text and search results as text. "
@@ -58,7 +56,7 @@ class MessagesOnChat(Translation):
         "metadata": "left out: only for Anthropic's own checks for abuse",
         "output_config": "`format`: `response_format`, strict; `effort`: `reasoning_effort`, where `max` is `xhigh`",
         "output_format": "`response_format`, strict",
-        "service_tier": "left out: `auto` and `standard_only`; others are refused",
+        "service_tier": "left out",
         "stop_sequences": "`stop`; the answer's `stop_reason` is `end_turn` even if one of them ended it",
         "system": "the first message, of the role `system`",
         "temperature": "`temperature`",
@@ -70,8 +68,8 @@ class MessagesOnChat(Translation):
     }
 
     def is_neutral(self, name: str, value: object) -> bool:
-        """Return whether a value is null or Anthropic's default."""
-        return value is None or (name in NEUTRAL and value == NEUTRAL[name])
+        """Return whether a value is null, false or an empty list."""
+        return value is None or value is False or value == []
 
     def payload(self, payload: Payload, *, model: str) -> Body:
         """Return the payload of a chat completion; raises InvalidRequest."""
@@ -88,7 +86,6 @@ class MessagesOnChat(Translation):
             place = f"messages[{len(given['messages']) - 1}]"
             untranslatable(place, "the last message can't be the assistant's")
         renamed = {"stop": given.get("stop_sequences") or None, **translated_tools(given), **translated_output(given)}
-        check_left_out(given)
         return {
             "messages": messages,
             **{name: given[name] for name in ("temperature", "top_p") if name in given},
@@ -97,7 +94,7 @@ class MessagesOnChat(Translation):
 
     def body(self, payload: Payload, body: Body) -> Body:
         """Return a chat completion as a message."""
-        return message_of(body)
+        return as_message(body)
 
     def events(self, payload: Payload, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Yield the chunks of a chat completion as the events of a message."""
@@ -134,16 +131,6 @@ def check_fields(place: str, value: Mapping[str, Any], kind: str) -> None:
     for name, each in value.items():
         if name not in (*KNOWN[kind], "type", "cache_control") and each is not None:
             untranslatable(f"{place}.{name[:100]}")
-
-
-def check_left_out(given: Payload) -> None:
-    """Raise InvalidRequest for what may be left out, but not with this value."""
-    if given.get("service_tier", "auto") not in ("auto", "standard_only"):
-        untranslatable("service_tier")
-    with reading("context_management"):
-        for at, edit in enumerate((given.get("context_management") or {}).get("edits") or []):
-            if not edit["type"].startswith("clear_"):
-                untranslatable(f"context_management.edits[{at}]")
 
 
 def translated_message(place: str, message: Mapping[str, Any]) -> list[Body]:
