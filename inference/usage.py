@@ -85,6 +85,7 @@ WRITTEN_1H = ("cache_creation.ephemeral_1h_input_tokens",)
 REASONING = (
     "completion_tokens_details.reasoning_tokens",
     "output_tokens_details.reasoning_tokens",
+    "output_tokens_details.thinking_tokens",  # Anthropic
     "reasoning_tokens",  # Perplexity
     "thoughtsTokenCount",  # Gemini
 )
@@ -133,7 +134,7 @@ def anthropic_usage(usage: Usage) -> dict[str, Any]:
             "ephemeral_1h_input_tokens": hour,
         },
         "output_tokens": usage.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }
 
 
@@ -167,7 +168,9 @@ def merged_usage(*reports: Any) -> dict[str, Any]:
             before = merged.get(name)
             if isinstance(value, dict):
                 merged[name] = merged_usage(before, value)
-            elif value is not None and not (is_count(before) and is_count(value) and before > value):
+            elif is_count(before):
+                merged[name] = max(before, value) if is_count(value) else before
+            elif value is not None:
                 merged[name] = value
     return merged
 
