@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from inference.protocols.base import WireProtocol
+from inference.protocols.chat import chat_protocol
+from inference.protocols.chat_on_messages import chat_on_messages
 from inference.protocols.parameters import refuse
 from inference.protocols.translation import Translation
 
-TRANSLATIONS: dict[WireProtocol, Translation] = {}
+TRANSLATIONS: dict[WireProtocol, Translation] = {chat_protocol: chat_on_messages}
 
 
 def translation(protocol: WireProtocol) -> Translation:
