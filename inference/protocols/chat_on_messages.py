@@ -23,7 +23,7 @@ from inference.protocols.events import (
 from inference.protocols.messages import messages_protocol
 from inference.protocols.parameters import is_objects, is_string, is_text, of_type, one_of, refuse, wrong_type
 from inference.protocols.translation import DAMAGED, Translation
-from inference.usage import chat_usage, merged_usage, parse_usage
+from inference.usage import Usage, chat_usage, merged_usage, parse_usage
 
 #: Values besides null that mean nothing.
 NEUTRAL: Mapping[str, Sequence[Any]] = {
@@ -185,7 +185,9 @@ class Chunks:
         #: A chunk up to its delta, and to its finish reason; nothing before the message starts.
         self._head = b""
         self._labels: Body = {}
+        #: The provider's usage so far, and what the caller has of it.
         self._usage: Body = {}
+        self._reported: Usage | None = None
         self._is_finished = self._is_done = False
         #: The blocks by their index: tools have their number, and `sent` once there are arguments.
         self._blocks: dict[Any, Body] = {}
@@ -228,11 +230,12 @@ class Chunks:
             yield from self._stop(body["index"])
         elif kind == "message_delta":
             self._usage = merged_usage(self._usage, body.get("usage"))
-            if reason := body["delta"].get("stop_reason"):
+            reason = body["delta"].get("stop_reason")
+            if reason or self._is_finished:
                 yield from self._finish(reason)
         elif kind == "message_stop":
             self._is_done = True
-            yield from self._finish("")
+            yield from self._finish(None)
             yield b"data: " + DONE + END_OF_EVENT
 
     def _chunk(self, delta: Body, reason: str | None = None) -> bytes:
@@ -284,13 +287,14 @@ class Chunks:
         elif kind == "tool_use" and not block.get("sent"):
             yield self._arguments(block, text_of(block))
 
-    def _finish(self, reason: str) -> Iterator[bytes]:
-        """End the choice once, with the usage after it."""
-        if self._is_finished:
-            return
-        self._is_finished = True
-        yield self._chunk({}, FINISH_REASONS.get(reason, "stop"))
-        if (usage := parse_usage(self._usage)) is not None:
+    def _finish(self, reason: str | None) -> Iterator[bytes]:
+        """End the choice, and report the usage, each once; some servers report more usage in another event."""
+        if not self._is_finished:
+            self._is_finished = True
+            yield self._chunk({}, FINISH_REASONS.get(reason or "", "stop"))
+        usage = parse_usage(self._usage)
+        if usage is not None and usage != self._reported:
+            self._reported = usage
             yield b"data: " + to_json({**self._labels, "choices": [], "usage": chat_usage(usage)}) + END_OF_EVENT
 
 

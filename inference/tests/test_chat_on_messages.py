@@ -570,6 +570,15 @@ def test_a_stream_that_ends_early_has_no_end() -> None:
     assert (b'"finish_reason":"stop"' in stream, b"[DONE]" in stream) == (True, False)
 
 
+def test_a_usage_that_comes_late_is_reported_too() -> None:
+    end = {"delta": {"stop_reason": "end_turn"}}, {"delta": {}, "usage": {"output_tokens": 50}}
+    ends = [server_sent("message_delta", {"type": "message_delta", **each}) for each in end]
+    reader = ChunkReader(forwards_usage=True)
+    stream = reader.feed(translated(START, *ends, STOP))
+    assert reader.usage == Usage(135, 100, 50, 30, 20, 4)
+    assert (stream.count(b'"finish_reason":"stop"'), stream.count(b"[DONE]")) == (1, 1)
+
+
 def test_odd_streams_are_understood() -> None:
     """Pings, comments, unknown events and deltas say nothing; some servers send whole blocks, and `[DONE]` at last."""
     call = {"type": "content_block_start", "index": 7, "content_block": CALLED}
