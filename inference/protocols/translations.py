@@ -5,10 +5,15 @@ from __future__ import annotations
 from inference.protocols.base import WireProtocol
 from inference.protocols.chat import chat_protocol
 from inference.protocols.chat_on_messages import chat_on_messages
+from inference.protocols.messages import messages_protocol
+from inference.protocols.messages_on_chat import messages_on_chat
 from inference.protocols.parameters import refuse
 from inference.protocols.translation import Translation
 
-TRANSLATIONS: dict[WireProtocol, Translation] = {chat_protocol: chat_on_messages}
+TRANSLATIONS: dict[WireProtocol, Translation] = {
+    chat_protocol: chat_on_messages,
+    messages_protocol: messages_on_chat,
+}
 
 
 def translation(protocol: WireProtocol) -> Translation:

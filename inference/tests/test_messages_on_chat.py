@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidRequest
+from inference.fake_provider import FakeUpstream
 from inference.protocols.base import Body
 from inference.protocols.chat import chat_protocol
 from inference.protocols.events import BrokenStream, parse_events
 from inference.protocols.messages import messages_protocol
 from inference.protocols.messages_on_chat import messages_on_chat
 from inference.protocols.translation import DAMAGED
+from inference.tests.fixtures import MODEL, Api, Records
 from inference.usage import Usage, chat_usage, parse_usage
 
 HI = {"role": "user", "content": "Hi"}
@@ -291,7 +293,7 @@ USAGE = {
     "cache_read_input_tokens": 12,
     "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
     "output_tokens": 9,
-    "output_tokens_details": {"reasoning_tokens": 4},
+    "output_tokens_details": {"thinking_tokens": 4},
 }
 
 
@@ -478,8 +480,12 @@ def translated(pieces: Iterable[bytes]) -> list[Body]:
 
 
 def collected(pieces: Iterable[bytes]) -> Body:
-    """Return the message in a stream as Anthropic's SDK collects it; the events must come in their order."""
-    events = translated(pieces)
+    return collected_events(translated(pieces))
+
+
+def collected_events(stream: Iterable[Body]) -> Body:
+    """Return the message of events as Anthropic's SDK collects it; they must come in their order."""
+    events = list(stream)
     assert (events[0]["type"], events[-1]["type"]) == ("message_start", "message_stop")
     message: Body = events[0]["message"]
     is_open, arguments = False, ""
@@ -724,3 +730,73 @@ def test_nothing_follows_the_end() -> None:
     pieces = [chunk({"content": "Hi"}), chunk({}, "stop"), *END]
     assert translated([*pieces, chunk({"content": "no"})]) == translated(pieces)
     assert translated([*pieces[:-1], pieces[-1] + chunk({"content": "no"})]) == translated(pieces)
+
+
+# Through the platform
+
+PATH = "/v1/messages"
+ASKED: Body = {"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": "hello there"}]}
+
+
+def sent_by(answer: Any) -> bytes:
+    return b"".join(answer.streaming_content)
+
+
+def test_a_call_is_answered_and_billed_as_by_the_provider(roomy: Api, upstream: FakeUpstream, records: Records) -> None:
+    upstream.set(cached_ratio=0.5)
+    plain = roomy.post(PATH, {**ASKED, "system": "Be brief."})
+    assert plain.status_code == 200, plain.content
+    request = upstream.requests[-1]
+    assert request.path == "/v1/chat/completions"
+    assert request.body["messages"] == [{"role": "system", "content": "Be brief."}, ASKED["messages"][0]]
+    body = plain.json()
+    assert body["content"] == [text("You said: hello there")]
+    message = collected_events(
+        parse_events(sent_by(roomy.post(PATH, {**ASKED, "system": "Be brief.", "stream": True})))
+    )
+    assert {**message, "id": ""} == {**body, "id": ""}
+    for record, bill in zip(records(), upstream.billed, strict=True):
+        assert (record.endpoint, record.usage_source) == ("v1.messages", "provider")
+        assert (record.input_tokens, record.output_tokens) == (bill.prompt_tokens, bill.completion_tokens)
+        assert record.cached_tokens == bill.cached_tokens > 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_tool_is_called(roomy: Api, upstream: FakeUpstream, is_stream: bool) -> None:
+    asked = {**ASKED, "tools": [TOOL], "tool_choice": {"type": "tool", "name": "weather"}, "stream": is_stream}
+    answer = roomy.post(PATH, asked)
+    message = collected_events(parse_events(sent_by(answer))) if is_stream else answer.json()
+    (block,) = message["content"]
+    assert (block["type"], block["name"], list(block["input"])) == ("tool_use", "weather", ["city"])
+    assert message["stop_reason"] == "tool_use"
+
+
+def test_the_caller_reads_what_cannot_be_translated(roomy: Api, upstream: FakeUpstream) -> None:
+    refused = roomy.post(PATH, {**ASKED, "top_k": 5})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "top_k" in refused.json()["error"]["message"]
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    ("fault", "last", "source"),
+    [
+        ("no_usage", "message_stop", "estimated"),
+        ("content_filter", "message_stop", "provider"),
+        ("error_event", "error", "estimated"),
+        ("error_usage", "error", "provider"),
+        ("cut", "error", "estimated"),
+        ("broken_json", "error", "estimated"),
+    ],
+)
+def test_a_fault_in_a_stream_is_told_and_billed(
+    roomy: Api, upstream: FakeUpstream, records: Records, fault: str, last: str, source: str
+) -> None:
+    upstream.set(tokens=40)
+    upstream.fail_next(fault)
+    events = list(parse_events(sent_by(roomy.post(PATH, {**ASKED, "stream": True}))))
+    assert (events[0]["type"], events[-1]["type"]) == ("message_start", last)
+    (record,) = records()
+    assert record.usage_source == source
+    assert record.input_tokens > 0
+    assert record.output_tokens > 0
