@@ -280,9 +280,8 @@ class MessageWriter:
 
     def _start(self, body: Body) -> bytes:
         self._id = message_id(body)
-        # an early usage is not in Anthropic's parts yet: of each part, the highest number in a stream counts
-        nothing = {"input_tokens": 0, "output_tokens": 0}
-        return event_of("message_start", message={**empty_message(body, self._id), "usage": nothing})
+        # zeros even if this chunk has a usage: its parts may be larger than those of the last one
+        return event_of("message_start", message={**empty_message(body, self._id), "usage": anthropic_usage(NOTHING)})
 
     def _think(self, thought: Body) -> bytes:
         """Return the events of thinking, or of a piece of it; its signature comes last."""

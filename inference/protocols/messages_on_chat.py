@@ -48,6 +48,7 @@ class MessagesOnChat(Translation):
     fields = {
         "cache_control": "left out: providers with this format cache prompts by themselves",
         "context_management": "left out: it only saves input tokens",
+        "diagnostics": "left out: only about Anthropic's prompt cache",
         "max_tokens": "the maximum of output tokens, under the deployment's name for it",
         "messages": "`messages`: images as `image_url`, tool calls as `tool_calls`, tool results as messages of the "
         "role `tool` (their images in the user message after them), documents of text and search results as text. "
