@@ -52,8 +52,8 @@ class MessagesOnChat(Translation):
         "max_tokens": "the maximum of output tokens, under the deployment's name for it",
         "messages": "`messages`: images as `image_url`, tool calls as `tool_calls`, tool results as messages of the "
         "role `tool` (their images in the user message after them), documents of text and search results as text. "
-        "Thinking is left out, since chat completions take no reasoning back. PDFs, citations and an answer that the "
-        "last message begins are refused",
+        "Thinking is left out, since chat completions take no reasoning back, and so are the citations of earlier "
+        "answers. PDFs, documents with citations, and an assistant's message at the end are refused",
         "metadata": "left out: only for Anthropic's own checks for abuse",
         "output_config": "`format`: `response_format`, strict; `effort`: `reasoning_effort`, where `max` is `xhigh`",
         "output_format": "`response_format`, strict",
@@ -64,7 +64,7 @@ class MessagesOnChat(Translation):
         "thinking": "left out: the model decides how long it reasons; `output_config.effort` is passed on",
         "tool_choice": "`tool_choice`: `any` is `required`; `disable_parallel_tool_use`: `parallel_tool_calls`",
         "tools": "`tools` of the type `function`; Anthropic's own types (bash, text editor, computer, memory) are "
-        "refused. `defer_loading` is left out: the model gets all tools at once",
+        "refused, as are `input_examples`. `defer_loading` is left out: the model gets all tools at once",
         "top_p": "`top_p`",
     }
 
