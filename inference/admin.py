@@ -38,6 +38,7 @@ from accounts.audit import audit_event, audit_record
 from core.formats import NOTHING, count, price_text, utc_text
 from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider, prices_in_force
+from inference.prices import SERVICE_TIERS
 from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
 from inference.services import catalog_delete, catalog_save, model_clear_cache, provider_add
 from inference.upstream.breaker import failing
@@ -46,6 +47,7 @@ from monitoring.rollups.queries import Scope, usage_rankings
 PRICE_FIELDS = (
     *("above_tokens", "input_per_million", "cached_input_per_million", "cache_write_per_million"),
     *("cache_write_1h_per_million", "output_per_million", "reasoning_per_million", "per_request"),
+    *("flex_factor", "priority_factor"),
 )
 #: The states of deployments, with the words of the dashboard; whatever is off has no colour.
 STATES = {"OK": "success", "Trying: one trial call": "warning", "Down: no calls": "danger", "Secret missing": "danger"}
@@ -512,7 +514,10 @@ class PriceAdmin(CatalogAdmin):
         names = {"cache_write_per_million": "cache write", "cache_write_1h_per_million": "cache write for an hour"}
         names |= {"reasoning_per_million": "reasoning", "per_request": "each request"}
         found = [(text, getattr(price, name)) for name, text in names.items()]
-        return ", ".join(f"{text} {price_text(value)}" for text, value in found if value is not None) or NOTHING
+        shown = [f"{text} {price_text(value)}" for text, value in found if value is not None]
+        factors = [(name, getattr(price, f"{name}_factor")) for name in SERVICE_TIERS]
+        shown += [f"{name} x {factor.normalize():f}" for name, factor in factors if factor is not None]
+        return ", ".join(shown) or NOTHING
 
     @display(description="state", label={"in force": "success", "upcoming": "info"})
     def state(self, price: Any) -> str:

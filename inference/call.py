@@ -33,7 +33,7 @@ from core.errors import ApiError, DependencyUnavailable, InvalidRequest, ModelNo
 from core.telemetry.trace import Trace
 from inference.cache import answer_key
 from inference.catalog import CatalogModel, Route, catalog
-from inference.prices import Rates
+from inference.prices import SERVICE_TIERS, Rates
 from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.events import EventReader
 from inference.protocols.translation import Translation
@@ -183,6 +183,7 @@ class Call:
         able, refusal = [], None
         for route in self.routes:
             try:
+                self._refuse_unpriced_tier(route)
                 if (found := self.translation(route)) is not None:
                     found.payload(self.payload, model=route.upstream_name)
                 able.append(route)
@@ -192,6 +193,21 @@ class Call:
             if not able:
                 raise refusal
             self.routes = tuple(able)
+
+    def _refuse_unpriced_tier(self, route: Route) -> None:
+        """Raise InvalidRequest if the payload asks for a service tier that has no price at a deployment."""
+        tier, rates = self.payload.get("service_tier"), route.rates
+        if tier in SERVICE_TIERS and (rates is None or rates.in_tier(tier) is rates):
+            text = f"The model has no price for the service tier '{tier}'."
+            raise InvalidRequest(text, param="service_tier", code="unsupported_parameter")
+
+    def rates(self, route: Route, tier: Any) -> Rates | None:
+        """Return a deployment's rates for the service tier in its answer, or if that names none, in the payload."""
+        rates, tier = route.rates, tier if isinstance(tier, str) else self.payload.get("service_tier")
+        if rates is not None and (found := rates.in_tier(tier)) is not rates:
+            self.record.service_tier = tier
+            return found
+        return rates
 
     def translation(self, route: Route) -> Translation | None:
         """Return the translation to the format of a deployment's provider; None if it speaks the caller's."""
@@ -340,7 +356,7 @@ class Call:
             failure.cause = f"{failure.cause} about {error.param}"
         self.note_failure(route.name, failure.cause)
         if failure.usage is not None:
-            self.charge(failure.usage, route.rates, source=failure.usage_source)
+            self.charge(failure.usage, self.rates(route, None), source=failure.usage_source)
         elif failure.verdict.may_be_billed:
             self.charge_bound()
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from django.conf import settings
 
@@ -75,9 +76,9 @@ class CatalogModel:
     is_default: bool = False
     cache_generation: str = ""
 
-    def ceiling(self, prompt_tokens: int) -> Ceiling:
+    def ceiling(self, prompt_tokens: int, tier: Any = None) -> Ceiling:
         """Return the highest prices of a call with at most this prompt, among the routes whose price is known."""
-        known = [route.rates.ceiling(prompt_tokens) for route in self.routes if route.rates is not None]
+        known = [route.rates.ceiling(prompt_tokens, tier) for route in self.routes if route.rates is not None]
         return Ceiling(*map(max, zip(*known, strict=True))) if known else Ceiling(0, 0, 0)
 
     @property

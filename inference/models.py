@@ -26,6 +26,15 @@ MODEL_NAME = RegexValidator(validators.MODEL_NAME, "Letters, digits and . _ : / 
 #: Options of a price field. There is no default: 0 means free, and must be entered.
 PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
+#: Options of a factor on prices.
+FACTOR: dict[str, Any] = {
+    "max_digits": 6,
+    "decimal_places": 3,
+    "null": True,
+    "blank": True,
+    "validators": [MinValueValidator(0)],
+}
+
 
 def new_generation() -> str:
     """Return a new random mark for cache keys, so that a deleted model's answers are not found under its name."""
@@ -207,6 +216,12 @@ class Price(models.Model):
     output_per_million = models.DecimalField(**PRICE)
     reasoning_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: the output price.")
     per_request = models.DecimalField(**PRICE, null=True, blank=True, help_text="US dollars for each call.")
+    flex_factor = models.DecimalField(
+        **FACTOR, help_text="For service_tier flex, the prices of tokens times this. Empty: flex is refused."
+    )
+    priority_factor = models.DecimalField(
+        **FACTOR, help_text="For service_tier priority, the prices of tokens times this. Empty: priority is refused."
+    )
 
     class Meta:
         ordering = ["deployment", "-valid_from", "above_tokens"]

@@ -265,7 +265,7 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
             slot.settle(failure.tokens)
             raise ClientLeft from failure
         usage, source = call.protocol.used(call.payload, body, model=route.upstream_name)
-        call.charge(usage, route.rates, source=source)
+        call.charge(usage, call.rates(route, body.get("service_tier")), source=source)
         slot.settle(usage.tokens)
     return body, route
 

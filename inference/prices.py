@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import NamedTuple
+from math import ceil
+from typing import Any, NamedTuple
 
 from accounts.limits.types import MILLION
 from core.money import nano
 from inference.models import Price
 from inference.usage import Usage
+
+#: Service tiers that may have prices of their own (OpenAI's names), and the prices that they change.
+SERVICE_TIERS = ("flex", "priority")
+TOKEN_PRICES = ("input", "cached_input", "output", "cache_write", "cache_write_1h", "reasoning")
 
 
 class Ceiling(NamedTuple):
@@ -37,13 +42,20 @@ class Rates:
     reasoning: int = 0
     request: int = 0
     steps: tuple[tuple[int, Rates], ...] = ()
+    #: The rates of other service tiers, by their names.
+    tiers: tuple[tuple[str, Rates], ...] = ()
 
     @classmethod
     def of(cls, prices: Iterable[Price]) -> Rates | None:
-        """Return the rates of prices in force; None without one for all prompts."""
-        rates = {price.above_tokens: cls._of_row(price) for price in prices}
-        base = rates.pop(0, None)
-        return base and replace(base, steps=tuple(sorted(rates.items(), reverse=True)))
+        """Return the rates of prices in force; None without one for all prompts. Its factors of tiers hold for all."""
+        rows = {price.above_tokens: price for price in prices}
+        row = rows.pop(0, None)
+        if row is None:
+            return None
+        steps = sorted(((above, cls._of_row(price)) for above, price in rows.items()), reverse=True)
+        base = replace(cls._of_row(row), steps=tuple(steps))
+        factors = ((name, getattr(row, f"{name}_factor")) for name in SERVICE_TIERS)
+        return replace(base, tiers=tuple((name, base._times(each)) for name, each in factors if each is not None))
 
     @classmethod
     def _of_row(cls, price: Price) -> Rates:
@@ -59,6 +71,15 @@ class Rates:
             _nano_or(price.reasoning_per_million, written),
             _nano_or(price.per_request, 0),
         )
+
+    def _times(self, factor: Decimal) -> Rates:
+        """Return these rates with every price of tokens multiplied, rounded up."""
+        prices = {name: ceil(getattr(self, name) * factor) for name in TOKEN_PRICES}
+        return replace(self, **prices, steps=tuple((above, rates._times(factor)) for above, rates in self.steps))
+
+    def in_tier(self, name: Any) -> Rates:
+        """Return the rates of a service tier; these if it has none of its own."""
+        return next((rates for tier, rates in self.tiers if tier == name), self)
 
     def for_prompt(self, tokens: int) -> Rates:
         """Return the rates of a prompt with this number of tokens."""
@@ -78,9 +99,14 @@ class Rates:
         )
         return -(-total // MILLION) + rates.request
 
-    def ceiling(self, prompt_tokens: int) -> Ceiling:
-        """Return the highest prices of calls whose prompts have at most this number of tokens."""
-        reached = [self, *(rates for above, rates in self.steps if prompt_tokens > above)]
+    def ceiling(self, prompt_tokens: int, tier: Any = None) -> Ceiling:
+        """Return the highest prices of calls whose prompts have at most this number of tokens.
+
+        A provider may serve a call in the tier that it asks for, or in the ordinary one; if it asks for none, in any.
+        """
+        tiers = [self, *(rates for name, rates in self.tiers if tier in (name, None, "auto"))]
+        steps = [rates for each in tiers for above, rates in each.steps if prompt_tokens > above]
+        reached = [*tiers, *steps]
         return Ceiling(
             max(max(each.input, each.cached_input, each.cache_write, each.cache_write_1h) for each in reached),
             max(max(each.output, each.reasoning) for each in reached),

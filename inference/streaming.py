@@ -199,7 +199,7 @@ class Stream:
             call.body = {"stream": reader.text.decode("utf-8", "replace")}
             estimate = partial(call.protocol.estimate, call.payload, model=route.upstream_name)
             usage, source = reader.billed_usage(estimate)
-            call.charge(usage, route.rates, source=source)
+            call.charge(usage, call.rates(route, reader.service_tier), source=source)
             call.record.is_partial = not reader.is_done
             if slot is not None:
                 slot.settle(usage.tokens)

@@ -204,8 +204,13 @@ def _details(record: RequestRecord) -> list[tuple[str, str]]:
         ("First token", milliseconds(record.first_token_ms)),
         ("Calls to providers", f"{record.attempts}"),
         ("Cache", record.cache or NOTHING),
-        ("Input tokens", f"{record.input_tokens:,} ({record.cached_tokens:,} cached by the provider)"),
-        ("Output tokens", f"{record.output_tokens:,}"),
+        (
+            "Input tokens",
+            f"{record.input_tokens:,} ({record.cached_tokens:,} cached by the provider, "
+            f"{record.cache_write_tokens:,} written to its cache)",
+        ),
+        ("Output tokens", f"{record.output_tokens:,} ({record.reasoning_tokens:,} reasoning)"),
+        ("Service tier", record.service_tier or NOTHING),
         ("Cost", cost),
         ("Saved by the cache", exact_money(nano(record.saved_cost))),
         ("Usage reported by", record.usage_source or NOTHING),

@@ -52,6 +52,9 @@ class RequestRecord(models.Model):
         default=0, db_default=0, help_text="Part of those: stored for an hour."
     )
     reasoning_tokens = models.BigIntegerField(default=0, db_default=0, help_text="Part of the output tokens.")
+    service_tier = models.CharField(
+        max_length=20, blank=True, default="", db_default="", help_text="If it has other prices: flex or priority."
+    )
     cost = models.DecimalField(
         max_digits=19, decimal_places=9, null=True, default=0, help_text="US dollars; null: the model has no price."
     )

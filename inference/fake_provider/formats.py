@@ -18,6 +18,8 @@ Frame = tuple[bytes, int]
 #: Tokens of an image in a message: OpenAI's figure for low detail.
 IMAGE_TOKENS = 85
 LOGPROB = -0.1
+#: Most tokens of a prompt that are served in the tier priority.
+PRIORITY_TOKENS = 100
 #: Default length of a vector; short, so that a benchmark measures no arithmetic.
 DIMENSIONS = 64
 #: Anthropic's types of errors by status, and reasons to stop by the finish reason.
@@ -32,6 +34,13 @@ def sse(data: Json | bytes, event: str | None = None) -> bytes:
     """Return a server-sent event."""
     written = data if isinstance(data, bytes) else json.dumps(data).encode()
     return (b"event: %b\n" % event.encode() if event else b"") + b"data: %b\n\n" % written
+
+
+def service_tier(answer: Answer) -> Json:
+    """Return the tier in which a call was served, if it asked for one: priority has no capacity for long prompts."""
+    tier = answer.body.get("service_tier")
+    is_busy = tier == "priority" and answer.prompt_tokens > PRIORITY_TOKENS
+    return {} if tier is None else {"service_tier": "default" if is_busy else tier}
 
 
 def missing(param: str) -> HttpError:
@@ -127,11 +136,13 @@ class CompletionFormat(FakeProtocol):
         ]
         usage = answer.usage()
         reported = {} if usage is None else {"usage": usage}
-        return {**self._head(answer, self.kinds[0]), "choices": choices, "system_fingerprint": "fp_fake", **reported}
+        head = {**self._head(answer, self.kinds[0]), **service_tier(answer)}
+        return {**head, "choices": choices, "system_fingerprint": "fp_fake", **reported}
 
     def stream(self, answer: Answer) -> Iterator[Frame]:
         """Yield the chunks, then the usage if it is requested and not held back by a fault, and [DONE]."""
-        head, tail, usage = json.dumps(self._head(answer, self.kinds[1]))[:-1], "}", None
+        head = json.dumps({**self._head(answer, self.kinds[1]), **service_tier(answer)})[:-1]
+        tail, usage = "}", None
         if (answer.body.get("stream_options") or {}).get("include_usage"):
             tail, usage = ', "usage": null}', answer.usage()
         for at, each in enumerate(answer.choices):
@@ -244,6 +255,7 @@ class ResponseFormat(FakeProtocol):
             "incomplete_details": {"reason": reasons[0]} if reasons else None,
             "output": [self._item(answer, choice, status) for choice in answer.choices],
             "usage": answer.usage(("input", "output")),
+            **service_tier(answer),
         }
 
     def stream(self, answer: Answer) -> Iterator[Frame]:

@@ -185,7 +185,10 @@ class WireProtocol(ABC):
         exactly.
         """
         prompt, answers = self.most_prompt(payload, model), self.answers(payload)
-        output, most = self.wanted_output(payload, identity, model) * answers, model.ceiling(prompt)
+        output, most = (
+            self.wanted_output(payload, identity, model) * answers,
+            model.ceiling(prompt, payload.get("service_tier")),
+        )
         try:
             return Bound(
                 prompt=Amount(prompt, -(-prompt * most.input // MILLION) + most.request),

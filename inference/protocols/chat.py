@@ -123,6 +123,7 @@ class ChunkReader(EventReader):
         Moonshot sends the usage in the only choice. A usage of 0/0 after another one is ignored.
         """
         choices = choices_in(body)
+        self.service_tier = body.get("service_tier") or self.service_tier
         holders = [body, *(choices if self._answers == 1 else ())]
         usage = next(filter(None, (parse_usage(holder.get("usage")) for holder in holders)), None)
         if usage is not None and (usage != NOTHING or self.usage is None):

@@ -222,6 +222,8 @@ class EventReader(ABC):
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
+        #: The provider's name of the tier in which it served the call; None if it named none.
+        self.service_tier: Any = None
         self.is_done = False
         self.error: ProviderError | None = None
         #: Whether the usage came in a chunk without choices, and whether more output followed it.

@@ -209,7 +209,7 @@ SAMPLING: dict[str, Check] = {
     "stream": of_type(bool, "a boolean"),
     "temperature": number(0, 2, kind="decimal"),
     "top_p": number(0, 1, kind="decimal"),
-    "service_tier": one_of("auto", "default"),
+    "service_tier": one_of("auto", "default", "flex", "priority"),  # the latter two where they have a price
     "stream_options": of_type(dict, "an object"),
 }
 #: Parameters of requests with effects outside, with stored data, or of one user: their answers are not cached.

@@ -294,6 +294,7 @@ class ResponseReader(EventReader):
             response = body.get("response")
             self._whole = response if isinstance(response, dict) else {}
             self.usage = parse_usage(self._whole.get("usage"))
+            self.service_tier = self._whole.get("service_tier")
         return event + END_OF_EVENT
 
     def read_done(self, event: bytes) -> bytes:

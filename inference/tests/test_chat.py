@@ -224,6 +224,39 @@ def test_it_bills_every_part_at_its_price(
     assert record.cost == (2 * 3 + 2 * 1 + 4 * 7 + 2 * 5 + 2 * 11) / Decimal(1_000_000) + Decimal("0.01")
 
 
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_bills_the_service_tier_that_the_provider_names(
+    roomy: Api, upstream: FakeUpstream, records: Records, endpoint: str, stream: bool
+) -> None:
+    upstream.set(tokens=4)
+    deployment = serve("tiered", input=3, cached_input=1, output=5)
+    deployment.prices.update(flex_factor=Decimal("0.5"), priority_factor=Decimal(2))
+    short, long = "one two", " ".join(["word"] * 200)
+    for tier, text in (("flex", short), ("priority", short), ("priority", long), ("default", short)):
+        asked = {"input": text} if "responses" in endpoint else {"messages": [{"role": "user", "content": text}]}
+        answer = roomy.post(endpoint, {"model": "tiered", "stream": stream, "service_tier": tier, **asked})
+        assert answer.status_code == 200
+        b"".join(answer.streaming_content) if stream else answer.content  # type: ignore[attr-defined]
+    billed = [(record.service_tier, record.cost) for record in records()]
+    micro = Decimal(1) / 1_000_000
+    assert billed == [
+        ("flex", 13 * micro),
+        ("priority", 52 * micro),
+        ("", 620 * micro),  # the provider had no room in that tier
+        ("", 26 * micro),
+    ]
+
+
+def test_it_refuses_a_service_tier_without_a_price(roomy: Api, upstream: FakeUpstream) -> None:
+    serve("tiered", input=3, output=5).prices.update(flex_factor=Decimal("0.5"))
+    asked = {"model": "tiered", "messages": [{"role": "user", "content": "hi"}]}
+    for tier, status in (("flex", 200), ("priority", 400), ("scale", 400)):
+        answer = roomy.post("/v1/chat/completions", {**asked, "service_tier": tier})
+        assert answer.status_code == status
+        assert status == 200 or answer.json()["error"]["param"] == "service_tier"
+
+
 @pytest.mark.parametrize("model", ["no-such-model", "MODEL", "x" * 100, "a/b:c@d", "é", "gpt-3.5-turbo "])
 def test_it_answers_404_for_a_model_that_is_unknown(api: Api, upstream: FakeUpstream, model: str) -> None:
     answer = api.chat(model=model)
