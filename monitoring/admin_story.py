@@ -204,11 +204,8 @@ def _details(record: RequestRecord) -> list[tuple[str, str]]:
         ("First token", milliseconds(record.first_token_ms)),
         ("Calls to providers", f"{record.attempts}"),
         ("Cache", record.cache or NOTHING),
-        (
-            "Input tokens",
-            f"{record.input_tokens:,} ({record.cached_tokens:,} cached by the provider, "
-            f"{record.cache_write_tokens:,} written to its cache)",
-        ),
+        ("Input tokens", f"{record.input_tokens:,}"),
+        ("Cached by the provider", f"{record.cached_tokens:,} read, {record.cache_write_tokens:,} written"),
         ("Output tokens", f"{record.output_tokens:,} ({record.reasoning_tokens:,} reasoning)"),
         ("Service tier", record.service_tier or NOTHING),
         ("Cost", cost),
