@@ -59,6 +59,8 @@ RUNS = {
     "one worker": (1, CHAT, "openai"),
     "two workers": (2, CHAT, "openai"),
     "Anthropic's messages": (1, MESSAGES, "anthropic"),
+    "messages translated": (1, MESSAGES, "openai"),
+    "chat translated": (1, CHAT, "anthropic"),
 }
 
 

@@ -67,7 +67,7 @@ WRONG_FOR_ALL: list[tuple[str, Any, str]] = [
     ("temperature", 2.1, "decimal_above_max_value"),
     ("top_p", 1.1, "decimal_above_max_value"),
     ("top_p", [], "invalid_type"),
-    ("service_tier", "priority", "invalid_value"),
+    ("service_tier", "scale", "invalid_value"),
 ]
 
 
