@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PRICES = {"cache_write_per_million": 3, "reasoning_per_million": 20, "per_reques
 #: Shares of the prompt that the provider read from its cache and wrote to it, and of the answer that is reasoning.
 PARTS = {"cached_ratio": 0.4, "cache_write_ratio": 0.3, "reasoning_ratio": 0.3}
 MESSAGES = "/v1/messages"
+LABEL = re.compile(r"request-\d+")
 TEXT = " ".join(["word"] * 9)
 FAULTS = {"http_500": 0.10, "reset": 0.05, "http_429": 0.05}
 AT_ONCE = 40
@@ -120,7 +122,8 @@ def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str
     billed: dict[str, list[FakeCall]] = defaultdict(list)
     posts = [received for received in own_fake.requests if received.method == "POST"]
     for received, call in zip(posts, own_fake.billed, strict=True):
-        billed[received.body["messages"][0]["content"].partition(" ")[0]].append(call)
+        (label,) = set(LABEL.findall(str(received.body["messages"])))
+        billed[label].append(call)
     limits = service.request("GET", "/usage", key=key).json()["limits"]
     own = {each["name"]: each["used"] for each in limits if each["owner"] == "key"}
     return Run(labels, by_label, billed, own, own["concurrent_requests"], own_fake.settings.reasoning_ratio)
