@@ -166,6 +166,7 @@ class MessagesProtocol(WireProtocol):
         **SAMPLING,
         "temperature": number(0, 1, kind="decimal"),
         "service_tier": one_of("auto", "standard_only"),
+        "speed": one_of("standard"),
         "max_tokens": number(1, MOST_OUTPUT),
         "system": text_or(part_of("text")),
         "thinking": of_type(dict, "an object"),
@@ -198,8 +199,14 @@ class MessagesProtocol(WireProtocol):
         return max(most, model.context_size) if "document" in without_data(payload["messages"])[1] else most
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Set max_tokens. If it was reduced, the budget of thinking, which must be lower, is reduced as well."""
+        """Set max_tokens. If it was reduced, the budget of thinking, which must be lower, is reduced as well.
+
+        Thinking without a signature is left out: it is of a model at another provider, and Anthropic refuses it.
+        """
         thinking, body = payload.get("thinking"), {**payload, "max_tokens": tokens}
+        if any(is_unsigned(block) for message in payload["messages"] for block in blocks_of(message)):
+            messages = [{**each, "content": _signed(each["content"])} for each in payload["messages"]]
+            body["messages"] = [message for message in messages if message["content"] != []]
         if isinstance(thinking, dict) and "budget_tokens" in thinking and payload.get("max_tokens") != tokens:
             if tokens <= LEAST_THINKING:
                 body["thinking"] = {"type": "disabled"}
@@ -331,6 +338,21 @@ def without_data(items: Sequence[Any]) -> tuple[list[Any], list[str]]:
         return block
 
     return [shown(item) for item in items], kinds
+
+
+def blocks_of(message: Body) -> Sequence[Any]:
+    """Return the blocks of a message; none if its content is a text."""
+    content = message.get("content")
+    return content if isinstance(content, list) else ()
+
+
+def is_unsigned(block: Any) -> bool:
+    """Return whether a block is thinking that has no signature."""
+    return isinstance(block, dict) and block.get("type") == "thinking" and not block.get("signature")
+
+
+def _signed(content: Any) -> Any:
+    return [block for block in content if not is_unsigned(block)] if isinstance(content, list) else content
 
 
 def count_input(payload: Payload, *, model: str) -> int:

@@ -274,6 +274,17 @@ def test_a_thinking_budget_fits_the_tokens_that_are_granted() -> None:
     assert asked == before
 
 
+def test_thinking_of_another_providers_model_is_left_out(roomy: Api, upstream: FakeUpstream) -> None:
+    signed = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
+    unsigned, text = {**signed, "signature": ""}, {"type": "text", "text": "Yes."}
+    question = HELLO["messages"][0]  # type: ignore[index]
+    contents: list[Any] = ["plain", [unsigned, text], [signed, text], [unsigned]]
+    messages = [question, *({"role": "assistant", "content": content} for content in contents)]
+    assert roomy.post(PATH, {**HELLO, "messages": messages}).status_code == 200
+    sent = [message["content"] for message in upstream.requests[-1].body["messages"]]
+    assert sent == ["hello there", "plain", [text], [signed, text]]
+
+
 def test_images_are_bounded_by_their_most_and_pdfs_by_the_context() -> None:
     model = catalog.find("claude")
     assert model is not None
