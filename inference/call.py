@@ -158,7 +158,11 @@ class Call:
         from the cache and be stored in it. Raises InvalidRequest if no deployment's provider can be sent the payload.
         """
         self.payload, self.read, self.is_stream = payload, read, is_stream
-        self._keep_able_routes()
+        has_other_price = payload.get("service_tier") in SERVICE_TIERS
+        for route in self.routes:
+            if has_other_price or route.is_anthropic is not self.protocol.is_anthropic:
+                self._keep_able_routes()
+                break
         self.deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT if is_stream else settings.UPSTREAM_TIMEOUT)
         if shares_answer and self.identity.cache_enabled and (self.reads_cache or self.writes_cache):
             name, protocol = self.model.public_name, self.protocol
@@ -253,8 +257,8 @@ class Call:
         """Return whether a limit shortened the longest answer, so that this one may be incomplete."""
         return self.bound is not None and self.output_tokens < self.bound.output_tokens
 
-    def outgoing(self, route: Route) -> tuple[WireProtocol, Body]:
-        """Return the provider's endpoint and the payload for it.
+    def outgoing(self, route: Route) -> tuple[WireProtocol, Body, Translation | None]:
+        """Return the provider's endpoint, the payload for it, and the translation of its answer, if it needs one.
 
         The granted output tokens are divided among the answers that the payload asks for.
         """
@@ -263,7 +267,7 @@ class Call:
             protocol, payload = found.target, found.payload(payload, model=route.upstream_name)
         each = self.output_tokens // self.protocol.answers(self.payload)
         sent = protocol.with_output(payload, each, route.output_parameter)
-        return protocol, protocol.as_stream(sent) if self.is_stream else sent
+        return protocol, protocol.as_stream(sent) if self.is_stream else sent, found
 
     def whole_body(self) -> Body | None:
         """Return the answer, a streamed one as a non-streamed body; None if there is none."""

@@ -75,16 +75,13 @@ class CatalogModel:
     aliases: tuple[str, ...] = ()
     is_default: bool = False
     cache_generation: str = ""
+    #: Most tokens that a provider adds to a prompt, besides those around its messages.
+    added_tokens: int = 0
 
     def ceiling(self, prompt_tokens: int, tier: Any = None) -> Ceiling:
         """Return the highest prices of a call with at most this prompt, among the routes whose price is known."""
         known = [route.rates.ceiling(prompt_tokens, tier) for route in self.routes if route.rates is not None]
         return Ceiling(*map(max, zip(*known, strict=True))) if known else Ceiling(0, 0, 0)
-
-    @property
-    def added_tokens(self) -> int:
-        """Return the most tokens that a provider adds to a prompt, besides those around its messages."""
-        return ANTHROPIC_PROMPT if any(route.is_anthropic for route in self.routes) else 0
 
     def routes_within(self, limits: LimitSet) -> tuple[Route, ...]:
         """Return the routes that a call may take; with a budget in money, only those with a price."""
@@ -177,6 +174,7 @@ def _read_models() -> dict[str, CatalogModel]:
             aliases=tuple(model.aliases),
             is_default=model.is_default,
             cache_generation=model.cache_generation,
+            added_tokens=ANTHROPIC_PROMPT if any(route.is_anthropic for route in routes[model.pk]) else 0,
         )
         for model in Model.objects.filter(is_enabled=True)
     }

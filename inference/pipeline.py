@@ -33,7 +33,7 @@ from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, DisconnectWatch
 from inference.protocols.base import Body, UnfitAnswer, WireProtocol, find_error
-from inference.protocols.translation import DAMAGED
+from inference.protocols.translation import DAMAGED, Translation
 from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed, failed_attempt, unfit_attempt
@@ -251,11 +251,11 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
         call.note_attempt(route)
         try:
             with stops.watching() if stops else nullcontext() as abort:
-                protocol, payload = call.outgoing(route)
+                protocol, payload, translation = call.outgoing(route)
                 body = upstream.call(
                     route, protocol.path, payload, seconds=call.deadline.left, abort=abort, headers=call.headers
                 )
-            body = _accepted(call, protocol, body, route)
+            body = _accepted(call, body, route, protocol, translation)
         except AttemptFailed as failure:
             if abort is None or not abort.is_set:
                 call.charge_failure(failure, route)
@@ -270,7 +270,7 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
     return body, route
 
 
-def _accepted(call: Call, sender: WireProtocol, body: Body, route: Route) -> Body:
+def _accepted(call: Call, body: Body, route: Route, sender: WireProtocol, translation: Translation | None) -> Body:
     """Return a provider's answer in the caller's format; `sender` is the provider's endpoint.
 
     Raises AttemptFailed for a body that is an error, is incomplete, or does not fit the request. If an error reports no
@@ -284,7 +284,7 @@ def _accepted(call: Call, sender: WireProtocol, body: Body, route: Route) -> Bod
         raise failed_attempt(error, route)
     if not sender.is_complete(body):
         raise failed_attempt(ValueError("incomplete answer"), route)
-    if (translation := call.translation(route)) is not None:
+    if translation is not None:
         try:
             body = translation.body(payload, body)
         except DAMAGED as damage:

@@ -221,8 +221,7 @@ class Stream:
         refuse_if_interrupted(call)
         slot = self._slot = take_slot(call, route)
         call.note_attempt(route)
-        protocol, payload = call.outgoing(route)
-        translation = call.translation(route)
+        protocol, payload, translation = call.outgoing(route)
         try:
             return upstream.open_stream(
                 route,
