@@ -166,7 +166,6 @@ class MessagesProtocol(WireProtocol):
         **SAMPLING,
         "temperature": number(0, 1, kind="decimal"),
         "service_tier": one_of("auto", "standard_only"),
-        "speed": one_of("standard"),
         "max_tokens": number(1, MOST_OUTPUT),
         "system": text_or(part_of("text")),
         "thinking": of_type(dict, "an object"),
