@@ -29,6 +29,7 @@ LONGEST = (
     "tests/test_admin_browser.py",
     "tests/test_fault_matrix.py",
     "tests/test_codex.py",
+    "tests/test_claude_code.py",
     "tests/test_ledger_check.py",
 )
 #: No time limit for an example: a busy machine would exceed it.
