@@ -24,6 +24,7 @@ GUIDES = {
     "migration": ("guides/migration.md", "Migrate from OpenAI"),
     "api": ("api.md", "API reference"),
     "openai": ("openai.md", "OpenAI compatibility"),
+    "anthropic": ("anthropic.md", "Anthropic and Claude Code"),
     "translation": ("translation.md", "Translation between formats"),
     "exactness": ("exactness.md", "What is exact"),
     "usage": ("usage.md", "Tokens and prices"),

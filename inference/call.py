@@ -219,6 +219,10 @@ class Call:
             return None
         return translation(self.protocol)
 
+    def headers_for(self, route: Route) -> Mapping[str, str]:
+        """Return the caller's headers that a deployment's provider gets: none if it speaks another format."""
+        return self.headers if route.is_anthropic else {}
+
     @property
     def is_fallback(self) -> bool:
         """Return whether the answer came from a fallback.

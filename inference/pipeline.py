@@ -253,7 +253,12 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
             with stops.watching() if stops else nullcontext() as abort:
                 protocol, payload, translation = call.outgoing(route)
                 body = upstream.call(
-                    route, protocol.path, payload, seconds=call.deadline.left, abort=abort, headers=call.headers
+                    route,
+                    protocol.path,
+                    payload,
+                    seconds=call.deadline.left,
+                    abort=abort,
+                    headers=call.headers_for(route),
                 )
             body = _accepted(call, body, route, protocol, translation)
         except AttemptFailed as failure:

@@ -230,7 +230,7 @@ class Stream:
                 seconds=deadline.left,
                 opens=protocol.opens_stream,
                 abort=self._abort,
-                headers=call.headers,
+                headers=call.headers_for(route),
                 translate=None if translation is None else partial(translation.events, call.payload),
             )
         except AttemptFailed as failure:

@@ -132,11 +132,12 @@ class Chat(Format):
         if uses:
             deltas.append({"role": "assistant", "reasoning_content": THOUGHT})
         for at, use in enumerate(uses):
-            function = {"name": use.name, "arguments": ""}
-            deltas.append({"tool_calls": [{"index": at, "id": use.id, "type": "function", "function": function}]})
-            deltas.append({"tool_calls": [{"index": at, "function": {"arguments": json.dumps(use.input)}}]})
+            name = {"name": use.name, "arguments": ""}
+            begun: dict[str, Any] = {"index": at, "id": use.id, "type": "function", "function": name}
+            rest = {"index": at, "function": {"arguments": json.dumps(use.input)}}
+            deltas += [{"tool_calls": [begun]}, {"tool_calls": [rest]}]
         deltas += [{"role": "assistant", "content": each} for each in said if isinstance(each, str)]
-        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
         choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls" if uses else "stop"})
         chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
         chunks = [{**chunk, "choices": [choice]} for choice in choices]
@@ -236,6 +237,8 @@ def test_it_runs_a_command_and_writes_a_file(platform: Platform, run_claude: Cal
     assert "counted-42" in results["toolu_1"]
     assert "new.txt" in results["toolu_2"]
 
+    is_told = [{"anthropic-beta", "anthropic-version"} <= call.headers.keys() for call in ran.calls]
+    assert is_told == [form.style == "anthropic"] * 2
     whole = ("v1.messages", 200, 1000, 400, 20, "provider")
     fields = [
         (r.endpoint, r.status, r.input_tokens, r.cached_tokens, r.output_tokens, r.usage_source) for r in ran.records

@@ -15,6 +15,7 @@ from inference.fake_provider import FakeUpstream
 from inference.protocols.base import WireProtocol
 from inference.protocols.chat import chat_protocol, completion_protocol
 from inference.protocols.embeddings import embedding_protocol
+from inference.protocols.messages import messages_protocol
 from inference.protocols.parameters import folded, names_by_fold, refuse_misspelt
 from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
@@ -201,6 +202,17 @@ def test_it_documents_all_that_it_refuses_and_nothing_else() -> None:
         for name in re.findall(r"\w+", names)
     ]
     assert sorted(documented) == sorted((end, name) for end, each in ENDPOINTS.items() for name in each.refused)
+
+
+def test_it_documents_what_messages_refuse() -> None:
+    told = (Path(settings.BASE_DIR) / "docs" / "anthropic.md").read_text()
+    rows = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \| .+ \|$",
+        told.partition("| parameters | why |")[2].partition("\n\n")[0],
+        re.MULTILINE,
+    )
+    documented = [name for names in rows for name in re.findall(r"\w+", names)]
+    assert sorted(documented) == sorted(messages_protocol.refused)
 
 
 def code_of(path: str, name: str, value: Any) -> str | None:
