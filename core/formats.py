@@ -96,6 +96,14 @@ def milliseconds(ms: float | None) -> str:
     return f"{ms:.1f} ms".replace(".0 ", " ") if ms < 10 else f"{ms:.0f} ms"
 
 
+def about_milliseconds(ms: float | None) -> str:
+    """Format a percentile of a histogram, which is within 5 %, with two digits: ~340 ms, ~1.3 s; None as NOTHING."""
+    if ms is None:
+        return NOTHING
+    rounded = float(f"{ms:.1e}")
+    return f"~{rounded / 1000:g} s" if rounded >= 1000 else f"~{rounded:g} ms"
+
+
 def duration(seconds: float | None) -> str:
     """Format seconds as 42 s, 12 min, 5 h or 6 days; None as NOTHING."""
     if seconds is None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core.formats import ago, exact_money, money
+from core.formats import about_milliseconds, ago, exact_money, money
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
@@ -20,6 +20,14 @@ NOW = datetime(2026, 12, 1, tzinfo=UTC)
 )
 def test_it_writes_the_time_since_in_its_largest_unit(seconds: float, text: str) -> None:
     assert ago(NOW - timedelta(seconds=seconds), NOW) == text
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(None, "–"), (1.24, "~1.2 ms"), (827, "~830 ms"), (996, "~1 s"), (12_345, "~12 s"), (123_456, "~120 s")],
+)
+def test_it_writes_a_percentile_no_more_exactly_than_it_is_known(ms: float | None, text: str) -> None:
+    assert about_milliseconds(ms) == text
 
 
 def test_it_writes_amounts_below_zero() -> None:

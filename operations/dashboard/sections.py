@@ -21,7 +21,17 @@ from redis.exceptions import RedisError
 
 from accounts.models import Account
 from accounts.selectors import account_titles
-from core.formats import NOTHING, count, duration, exact_money, known_money, milliseconds, money, percent, quantity
+from core.formats import (
+    NOTHING,
+    about_milliseconds,
+    count,
+    duration,
+    exact_money,
+    known_money,
+    money,
+    percent,
+    quantity,
+)
 from core.money import NANO_DOLLARS
 from core.ttl_cache import TtlCache
 from monitoring.export import records_within
@@ -96,15 +106,23 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     p95_of = partial(_quantile, wanted=0.95)
     latency, first_token = p95_of(Figures.latency_quantiles), p95_of(Figures.first_token_quantiles)
     failed = f"{count(total.failed)} failed; {refused}"
-    p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), milliseconds(times[0])
+    p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), about_milliseconds(times[0])
     lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "accurate to 5 %"
     hits, written = quantity(total.cache_hits, "hit"), f"{count(total.output_tokens)} output"
     cost = tile("Cost", lambda each: each.cost, money, total.exact_cost, unpriced)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
         tile("Failed", failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
-        tile("Latency p95", latency, milliseconds, within, f"p50 {p50}", -1, slower=p95),
-        tile("First token p95", first_token, milliseconds, within, f"p50 {milliseconds(first[0])}", -1, stream="1"),
+        tile("Latency p95", latency, about_milliseconds, within, f"p50 {p50}", -1, slower=p95),
+        tile(
+            "First token p95",
+            first_token,
+            about_milliseconds,
+            within,
+            f"p50 {about_milliseconds(first[0])}",
+            -1,
+            stream="1",
+        ),
         tile("Cache hit rate", hit_rate, percent, lookups, hits, 1, cache="found"),
         tile("Tokens", lambda each: each.tokens, count, f"{total.tokens:,}", written),
         replace(cost, value=total.shown_cost),
@@ -211,7 +229,7 @@ def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
         of = _quantile(quantiles, QUANTILES[wanted])
         values = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
         rounded = [None if value is None else round(value, 1) for value in values]
-        return {"name": name, "values": rounded}, f"{name} {milliseconds(of(total))}"
+        return {"name": name, "values": rounded}, f"{name} {about_milliseconds(of(total))}"
 
     def lines(name: str, title: str, unit: str, *drawn: tuple[Set, str]) -> Set:
         sets, texts = zip(*drawn, strict=True)

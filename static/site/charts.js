@@ -1,14 +1,14 @@
 // Charts (Chart.js) with units on their axes, patterns and dashes besides colours, and a table of the values.
 
 import { element, table } from "./dom.js";
-import { count, exactly, exactMoney, milliseconds, money } from "./format.js";
+import { aboutMilliseconds, count, exactly, exactMoney, milliseconds, money } from "./format.js";
 
 /* global Chart */
 
 /** How the admin's charts write values, by the kind of numbers. */
 export const NUMBERS = {
   count: { format: (value, isExact) => (isExact ? exactly(value) : count(value)), tick: (value) => (Number.isInteger(value) ? count(value) : "") },
-  time: { format: (value) => milliseconds(value) },
+  time: { format: aboutMilliseconds, tick: milliseconds },
   money: {
     format: (value, isExact) => (isExact ? exactMoney(Number(value).toFixed(9)) : money(value)),
     tick: (value, step) => `$${value.toFixed(Math.max(2, step ? Math.ceil(-Math.log10(step)) : 2))}`,

@@ -2,7 +2,7 @@
 
 import { drawChart, NUMBERS } from "./charts.js";
 import { byId, element, table } from "./dom.js";
-import { count, exactly, exactMoney, knownMoney, milliseconds, money, percent, TIME_ZONE } from "./format.js";
+import { aboutMilliseconds, count, exactly, exactMoney, knownMoney, money, percent, TIME_ZONE } from "./format.js";
 import { bucketName } from "./ranges.js";
 import { answered, costsByGroup, groupName, onBuckets } from "./usage.js";
 
@@ -29,7 +29,7 @@ function showTiles(whole) {
     ["Cost", knownMoney(whole), knownMoney(whole, exactMoney), whole.unpriced_requests ? `${count(whole.unpriced_requests)} without a price` : "US dollars"],
     ["Saved", money(whole.saved_cost), exactMoney(whole.saved_cost), "by cache and sharing"],
     ["Cache hit rate", rate(whole), null, `${count(whole.cache_hits)} ${whole.cache_hits === 1 ? "hit" : "hits"}`],
-    ["Latency p95", milliseconds(whole.latency_ms?.p95), null, `p50 ${milliseconds(whole.latency_ms?.p50)}`],
+    ["Latency p95", aboutMilliseconds(whole.latency_ms?.p95), null, `p50 ${aboutMilliseconds(whole.latency_ms?.p50)}`],
   ];
   byId("tiles").replaceChildren(
     ...tiles.map(([name, value, title, more]) => element("div", {}, element("dt", {}, name), element("dd", { title }, value, element("small", {}, more)))),
@@ -64,7 +64,7 @@ function charts(buckets, whole, split, group, unit) {
     {
       kind: "lines", ...NUMBERS.time, id: "latency", title: "Latency of answers", unit: "Time",
       sets: [read("p95: 95 of 100 are faster", (each) => each.latency_ms?.p95 ?? null, null), read("p50: the middle one", (each) => each.latency_ms?.p50 ?? null, null)],
-      summary: `p50 ${milliseconds(whole.latency_ms?.p50)}, p95 ${milliseconds(whole.latency_ms?.p95)}.`,
+      summary: `p50 ${aboutMilliseconds(whole.latency_ms?.p50)}, p95 ${aboutMilliseconds(whole.latency_ms?.p95)}.`,
       empty: "No answers in this range, so there is nothing to time.",
     },
     {
@@ -96,7 +96,7 @@ function showParts(parts, group) {
   const dollars = (text) => ({ text: money(text), title: exactMoney(text) });
   const rows = parts.map((each) => [
     groupName(each, group), amount(each.requests), amount(each.requests - answered(each)), amount(each.input_tokens), amount(each.output_tokens),
-    { text: knownMoney(each), title: knownMoney(each, exactMoney) }, dollars(each.saved_cost), rate(each), milliseconds(each.latency_ms?.p50), milliseconds(each.latency_ms?.p95),
+    { text: knownMoney(each), title: knownMoney(each, exactMoney) }, dollars(each.saved_cost), rate(each), aboutMilliseconds(each.latency_ms?.p50), aboutMilliseconds(each.latency_ms?.p95),
   ]);
   byId("parts").replaceChildren(table(`Usage by ${group} in this range`, columns, rows));
 }

@@ -39,6 +39,13 @@ export function milliseconds(ms) {
   return ms < 1000 ? `${ms < 10 ? Number(ms.toFixed(1)) : Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s`;
 }
 
+/** Format a percentile, which is within 5 %, with two digits: ~340 ms, ~1.3 s; null as a dash. */
+export function aboutMilliseconds(ms) {
+  if (ms === null || ms === undefined) return UNKNOWN;
+  const rounded = Number(ms.toPrecision(2));
+  return rounded < 1000 ? `~${rounded} ms` : `~${rounded / 1000} s`;
+}
+
 /** Format a share of 1 as 36 % or 36.4 %; null as a dash. */
 export const percent = (share) => (share === null || share === undefined ? UNKNOWN : `${Number((share * 100).toFixed(1))} %`);
 
