@@ -50,6 +50,8 @@ ANSWERED_BEFORE = ("hit", "coalesced", "replay")
 
 #: Characters of a record's `failures` that are kept.
 MOST_FAILURES = 500
+#: Attempts of a call whose times are recorded.
+TIMED_ATTEMPTS = 6
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -116,6 +118,10 @@ class Call:
     #: The tokens and the cost (nano-dollars; 0 if unknown) of the answer, without earlier failed attempts.
     answer_tokens: int = 0
     answer_cost: int = 0
+
+    #: The milliseconds of each attempt, of a stream to its first event, and when the current one began.
+    attempt_times: list[float] = field(default_factory=list)
+    attempt_began: float | None = None
 
     record: UsageRecord = field(init=False)
     is_recorded: bool = False
@@ -245,6 +251,13 @@ class Call:
         self.first_route = self.first_route or route
         self.record.deployment = route.name
         self.record.attempts += 1
+        self.attempt_began = self.trace.elapsed_ms
+
+    def end_attempt(self) -> None:
+        """Record how long the current attempt took, if there was one."""
+        if self.attempt_began is not None:
+            self.attempt_times.append(self.trace.elapsed_ms - self.attempt_began)
+            self.attempt_began = None
 
     @property
     def attempt_id(self) -> str:
@@ -428,7 +441,8 @@ class Call:
         record.input_tokens = self.used.tokens - record.output_tokens
         record.cost = self.cost
         record.latency_ms = round(self.trace.elapsed_ms, 3)
-        record.stages = self.trace.stages_text
+        attempts = (f"attempt{number}={ms:.1f}" for number, ms in enumerate(self.attempt_times[:TIMED_ATTEMPTS], 1))
+        record.stages = " ".join((self.trace.stages_text, *attempts)).strip()
 
     def _refusal_group(self) -> RefusalGroup | None:
         """Return the group in which this refusal is counted with equal ones; None if it needs a record of its own.

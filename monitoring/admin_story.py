@@ -22,7 +22,7 @@ from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, out
 from monitoring.payload_log import content_of
 from monitoring.rollups.periods import MINUTE, QUARTER, datetime_of, floor
 from monitoring.rollups.queries import requests_by_outcome
-from monitoring.stories import MESSAGES, Attempt, advice, attempts_of, headline, stages_of
+from monitoring.stories import MESSAGES, Attempt, advice, attempts_of, attempts_with_times, headline, stages_of
 
 #: Requests of the same key that are listed before and after, failures of the same minute, and alerts.
 NEIGHBOURS, FAILURES, ALERTS = 3, 5, 5
@@ -61,7 +61,7 @@ def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
         "advice": (_outage(record, attempts) if may_see_alerts else "") or advice(record),
         "limits": list(_limits_now(request, record)),
         "stages": stages_of(record),
-        "attempts": attempts,
+        "attempts": attempts_with_times(record),
         "links": links,
         "alerts": list(_alerts(record)) if may_see_alerts else [],
         "neighbours": _neighbours(record),

@@ -77,6 +77,9 @@ SAID = {
     "connect timeout": "did not accept a connection in time",
     "timeout": "did not answer in time",
 }
+#: The time of each attempt follows the stages in RequestRecord.stages (inference.call writes it).
+ATTEMPT = "attempt"
+ANSWERED = "answered"
 #: Milliseconds of the latency outside of stages that are worth a line.
 LEAST_REST = 0.1
 #: How an answer came about that no provider gave for this request.
@@ -104,6 +107,11 @@ class Attempt:
     model: str = ""
     skipped_since: str = ""
     cause: str = ""
+
+    @property
+    def look(self) -> str:
+        """Return the colour of its bar: that of the outcome."""
+        return "ok" if self.said == ANSWERED else "failed"
 
 
 def attempts_of(record: RequestRecord) -> list[Attempt]:
@@ -201,7 +209,7 @@ def stages_of(record: RequestRecord) -> list[Stage]:
 
     A stage that was entered several times, as limits are, is shown as one.
     """
-    named = [part.partition("=") for part in record.stages.split()]
+    named = [part.partition("=") for part in record.stages.split() if not part.startswith(ATTEMPT)]
     times = [(STAGES.get(name, name), float(spent)) for name, _, spent in named]
     if not times:
         return []
@@ -214,3 +222,23 @@ def stages_of(record: RequestRecord) -> list[Stage]:
         found.append(Stage(name, milliseconds(time), round(100 * begin / whole, 2), round(100 * time / whole, 2)))
         begin += time
     return found
+
+
+def attempts_with_times(record: RequestRecord) -> list[tuple[Attempt, Stage | None]]:
+    """Return the attempts and obstacles, and each call's bar, if its time was recorded: one after the other."""
+    attempts = attempts_of(record)
+    if record.attempts and record.deployment and outcome_of(record.status) == Outcome.OK and not record.is_partial:
+        provider, _, model = record.deployment.partition("/")
+        attempts.append(Attempt(record.deployment, provider, ANSWERED, model))
+    times = iter([float(part.partition("=")[2]) for part in record.stages.split() if part.startswith(ATTEMPT)])
+    begin = next((each.begin for each in stages_of(record) if each.name == STAGES["upstream"]), 0.0)
+    shown: list[tuple[Attempt, Stage | None]] = []
+    for attempt in attempts:
+        time = next(times, None) if attempt.provider and not attempt.skipped_since else None
+        if time is None:
+            shown.append((attempt, None))
+            continue
+        length = round(min(100 * time / (record.latency_ms or 1.0), 100 - begin), 2)
+        shown.append((attempt, Stage("", milliseconds(time), begin, length)))
+        begin = round(begin + length, 2)
+    return shown

@@ -237,7 +237,7 @@ class TestThePage:
         upstream.set(api_key="another")
         api.chat()
         (record,) = records()
-        assert {part.partition("=")[0] for part in record.stages.split()} >= {"limits", "cache", "upstream"}
+        assert {part.partition("=")[0] for part in record.stages.split()} >= {"limits", "cache", "upstream", "attempt1"}
         assert record.failures == "openai/gpt-3.5-turbo: http 401 invalid_api_key"
         seen = page(records)
         assert "<span>Limits</span>" in seen

@@ -76,7 +76,7 @@ def with_fallback(
                 call.note(breakers.why_not(route, account_id))
                 continue
             try:
-                return _attempt(route, ask, account_id, deadline.left)
+                return _attempt(call, route, ask, deadline.left)
             except NoRoom as refused:
                 full.append(refused)
                 call.note(f"provider {route.provider} has no room: {refused.refusal.limit}")
@@ -117,8 +117,9 @@ class _Returns:
         return True
 
 
-def _attempt(route: Route, ask: Callable[[Route], T], account_id: int, seconds: float) -> T:
+def _attempt(call: Call, route: Route, ask: Callable[[Route], T], seconds: float) -> T:
     """Make one attempt, of which breakers, metrics and the trace learn the outcome."""
+    account_id = call.identity.account_id
     outcome, finish = "ok", begin_attempt_span(route.provider, route.name)
     try:
         answer = ask(route)
@@ -135,6 +136,7 @@ def _attempt(route: Route, ask: Callable[[Route], T], account_id: int, seconds: 
         breakers.answered(route, account_id)
         return answer
     finally:
+        call.end_attempt()
         if finish is not None:
             finish(outcome)
         observe_attempt(route.provider, outcome)

@@ -16,7 +16,7 @@ from accounts.models import Account, ApiKey, Tier
 from accounts.services import api_key_rotate
 from accounts.tests.factories import Cast, IssuedKey, logged_in, make_staff
 from monitoring.models import Alert, RequestRecord
-from monitoring.stories import ADVICE, FOR_CALLER, MESSAGES, advice, headline, stages_of
+from monitoring.stories import ADVICE, FOR_CALLER, MESSAGES, advice, attempts_with_times, headline, stages_of
 from monitoring.tests.samples import recorded
 
 LOG = "/admin/monitoring/requestrecord/"
@@ -105,6 +105,16 @@ def test_it_puts_the_stages_one_after_the_other() -> None:
         (95.0, 5.0, "50 ms"),
     ]
     assert stages_of(a_row()) == []
+
+
+def test_it_gives_each_call_a_bar_within_the_time_of_the_provider() -> None:
+    stages = "limits=100.0 upstream=900.0 attempt1=300.0 attempt2=600.0"
+    skipped = "deployment openai/gpt-4o is not asked since 14:01 UTC: http 502"
+    row = a_row(stages=stages, failures=f"{skipped}; {REFUSED}", deployment="azure/gpt", attempts=2)
+    assert len(stages_of(row)) == 2
+    shown = [(each.provider, bar and (bar.time, bar.begin, bar.length)) for each, bar in attempts_with_times(row)]
+    assert shown == [("openai", None), ("openai", ("300 ms", 10.0, 30.0)), ("azure", ("600 ms", 40.0, 60.0))]
+    assert [bar for _, bar in attempts_with_times(a_row(failures=REFUSED, attempts=2))] == [None, None], "not recorded"
 
 
 @pytest.mark.django_db

@@ -237,7 +237,7 @@ def _tokens(caller: Caller, random: Random) -> dict[str, int]:
 def _answer(
     record: UsageRecord, model: DemoModel, random: Random, *, input_tokens: int, output_tokens: int, before: float = 0.0
 ) -> None:
-    """Complete the record of a call that was answered; `before`: milliseconds of failed attempts."""
+    """Complete the record of a call that was answered; `before`: milliseconds of a failed attempt."""
     record.input_tokens, record.output_tokens = max(1, input_tokens), output_tokens
     if model.cached_price and random.random() < 0.25:
         record.cached_tokens = record.input_tokens // 2
@@ -247,7 +247,9 @@ def _answer(
     whole = first + output_tokens * model.token_ms * random.lognormvariate(0, 0.15)
     is_stream = record.endpoint in (CHAT, RESPONSES) and random.random() < 0.6
     record.first_token_ms = round(first, 3) if is_stream else None
-    _time(record, random, attempts=1, upstream=first if is_stream else whole, total=whole)
+    upstream = first if is_stream else whole
+    calls = (before, upstream - before) if before else (upstream,)
+    _time(record, random, *calls, total=whole)
 
 
 def _answer_again(record: UsageRecord, model: DemoModel, caller: Caller, random: Random) -> None:
@@ -256,7 +258,7 @@ def _answer_again(record: UsageRecord, model: DemoModel, caller: Caller, random:
     record.cache, record.usage_source = ("coalesced" if random.random() < 0.06 else "hit"), "cache"
     record.saved_cost = model.rates.cost(Usage(**tokens))
     waited = model.first_token_ms * random.uniform(0.2, 1) if record.cache == "coalesced" else 0.0
-    _time(record, random, attempts=0, upstream=0, total=random.lognormvariate(1.2, 0.4) + waited)
+    _time(record, random, total=random.lognormvariate(1.2, 0.4) + waited)
     record.stages += f" flight={waited:.1f}" if waited else ""
 
 
@@ -270,7 +272,7 @@ def _fail_over(
     if SPARE in model.providers:
         record.deployment = f"{SPARE}/{model.upstream_name}"
         _answer(record, model, random, before=0 if is_open else 230, **_tokens(caller, random))
-        record.attempts, record.failures = (1, skipped) if is_open else (2, asked)
+        record.failures = skipped if is_open else asked
     elif is_open and random.random() < 0.6:
         record.status, record.error_code, record.deployment, record.failures = 503, "upstream_busy", "", skipped
         record.latency_ms = round(random.uniform(1, 3), 3)
@@ -281,15 +283,16 @@ def _fail_over(
 def _fail(record: UsageRecord, failures: str, random: Random) -> None:
     record.status, record.error_code, record.failures = 502, "upstream_failed", failures
     waited = 400 + 300 * random.lognormvariate(0, 0.3)
-    _time(record, random, attempts=2, upstream=waited, total=waited)
+    _time(record, random, 0.4 * waited, 0.6 * waited, total=waited)
 
 
-def _time(record: UsageRecord, random: Random, *, attempts: int, upstream: float, total: float) -> None:
-    """Set the attempts and the milliseconds of the call and of its stages."""
+def _time(record: UsageRecord, random: Random, *calls: float, total: float) -> None:
+    """Set the attempts, and the milliseconds of the request, of its stages and of its calls to providers."""
     limits, cache = random.uniform(0.3, 0.9), random.uniform(0.2, 0.6)
-    record.attempts = attempts
+    record.attempts = len(calls)
     record.latency_ms = round(total + limits + cache, 3)
-    record.stages = f"limits={limits:.1f} cache={cache:.1f}" + (f" upstream={upstream:.1f}" if upstream else "")
+    record.stages = f"limits={limits:.1f} cache={cache:.1f}" + (f" upstream={sum(calls):.1f}" if calls else "")
+    record.stages += "".join(f" attempt{number}={ms:.1f}" for number, ms in enumerate(calls, 1))
 
 
 def _chosen(shares: Mapping[str, float], random: Random) -> str:
