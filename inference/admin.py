@@ -362,7 +362,7 @@ class ModelAdmin(CatalogAdmin):
     list_display = ("public_name", "kind", "context", "served_by", "answers_by_default", "state")
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
-    fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
+    fields = ("public_name", "aliases", "kind", "context_size", "routing", "is_default", "is_enabled")
     form = ModelForm
     inlines = (DeploymentInline,)
     actions_detail = ("clear_cache",)

@@ -70,6 +70,9 @@ class Call:
     reads_cache: bool = True
     writes_cache: bool = True
 
+    #: The caller's name of the conversation; empty if there is none.
+    session: str = ""
+
     # What is asked: see `ask`
     protocol: WireProtocol = field(init=False)
     model: CatalogModel = field(init=False)

@@ -77,6 +77,7 @@ class CatalogModel:
     cache_generation: str = ""
     #: Most tokens that a provider adds to a prompt, besides those around its messages.
     added_tokens: int = 0
+    routing: str = Model.Routing.WEIGHTED
 
     def ceiling(self, prompt_tokens: int, tier: Any = None) -> Ceiling:
         """Return the highest prices of a call with at most this prompt, among the routes whose price is known."""
@@ -174,6 +175,7 @@ def _read_models() -> dict[str, CatalogModel]:
             aliases=tuple(model.aliases),
             is_default=model.is_default,
             cache_generation=model.cache_generation,
+            routing=model.routing,
             added_tokens=ANTHROPIC_PROMPT if any(route.is_anthropic for route in routes[model.pk]) else 0,
         )
         for model in Model.objects.filter(is_enabled=True)

@@ -123,10 +123,23 @@ class Model(models.Model):
         CHAT = "chat"
         EMBEDDING = "embedding"
 
+    class Routing(models.TextChoices):
+        WEIGHTED = "weighted", "By weight, conversations stay"
+        LEAST_BUSY = "least_busy", "Least busy"
+        FASTEST = "fastest", "Fastest"
+
     public_name = models.CharField(max_length=100, unique=True, validators=[MODEL_NAME])
     kind = models.CharField(max_length=20, choices=Kind.choices, default=Kind.CHAT)
     context_size = models.PositiveIntegerField(
         default=8192, validators=[MinValueValidator(1)], help_text="Tokens of prompt and answer together."
+    )
+    routing = models.CharField(
+        max_length=20,
+        choices=Routing.choices,
+        default=Routing.WEIGHTED,
+        db_default=Routing.WEIGHTED,
+        help_text="How a call chooses among deployments of one order. By weight, the calls of a conversation go to the "
+        "same one, for the provider's prompt cache.",
     )
     aliases = models.JSONField(
         default=list,

@@ -97,6 +97,7 @@ class ModelEndpoint(KeyView):
             endpoint=self.endpoint,
             reads_cache=directives.isdisjoint(("no-cache", "no-store")),
             writes_cache="no-store" not in directives,
+            session=str(request.META.get("HTTP_X_SESSION_ID", "")),
         )
         if admission.refusal is not None:
             raise refusal_error(admission.refusal)

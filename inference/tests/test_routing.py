@@ -30,7 +30,8 @@ from inference.upstream.errors import (
     Deadline,
     Verdict,
 )
-from inference.upstream.routing import ROUNDS, by_preference, with_fallback
+from inference.upstream.preference import by_weight
+from inference.upstream.routing import ROUNDS, with_fallback
 
 
 def route(number: int, *, order: int = 0, weight: int = 1, at: str = "") -> Route:
@@ -71,6 +72,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def a_call(*routes: Route, account: int = 1, covers: Callable[[], bool] = lambda: True) -> Call:
     """Make what routing takes of a call."""
     call: Any = SimpleNamespace(routes=routes, identity=SimpleNamespace(account_id=account), covers_another=covers)
+    call.model, call.payload, call.session, call.is_stream = SimpleNamespace(routing="weighted"), {}, "", False
     call.note, call.provider_failed = str, lambda error: error
     return cast("Call", call)
 
@@ -303,7 +305,7 @@ def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.Mon
 def test_it_shares_an_order_by_weight() -> None:
     chance = random.Random(7)
     heavy, light, last = route(1, weight=3), route(2), route(3, order=1, weight=100)
-    found = [by_preference([last, light, heavy], chance.random) for _ in range(4000)]
+    found = [by_weight([last, light, heavy], lambda _: chance.random()) for _ in range(4000)]
     counted = Counter(routes[0].deployment_id for routes in found)
     assert counted[1] / 4000 == pytest.approx(0.75, abs=0.03)
     assert counted[2] / 4000 == pytest.approx(0.25, abs=0.03)

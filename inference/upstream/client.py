@@ -8,6 +8,8 @@ retry must fit the caller's deadline and reservation (see routing).
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 #: compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
+#: How much the latest call counts in the mean of a deployment's times.
+LATEST = 0.2
 #: Paths under a deployment's URL for Azure's dated API versions.
 DEPLOYMENT_PATHS = frozenset({"/chat/completions", "/completions", "/embeddings"})
 #: Turns the events of one endpoint into another's.
@@ -80,6 +84,8 @@ class UpstreamStream:
     ) -> None:
         self.route = route
         self._is_closed = False
+        #: The open calls by deployment, of which this is one; None if it was never counted.
+        self.running: Counter[int] | None = None
         self.response = response
         self.is_translated = translate is not None
         self._reads = iter(response)
@@ -104,6 +110,8 @@ class UpstreamStream:
 
     def close(self) -> None:
         """Close the connection, or return it to its pool if the stream has ended."""
+        if self.running is not None and not self._is_closed:
+            self.running[self.route.deployment_id] -= 1
         self._is_closed = True
         self.response.close()
 
@@ -121,6 +129,10 @@ class Upstream:
     """Makes calls to providers over one pool of connections."""
 
     def __init__(self) -> None:
+        #: The open calls of this process by deployment.
+        self.running: Counter[int] = Counter()
+        #: The mean seconds to the first event of a stream or to a whole answer, the latest counting most.
+        self._seconds: dict[tuple[int, bool], float] = {}
         self._transport = PooledTransport()
         self._endpoints: dict[tuple[Any, ...], _Prepared] = {}
 
@@ -139,12 +151,17 @@ class Upstream:
         `payload` has no `model`; `path` begins with a slash. Raises AttemptFailed.
         """
         body = {**payload, "model": route.upstream_name}
+        began = time.monotonic()
+        self.running[route.deployment_id] += 1
         try:
             with _deadline(seconds):
                 response = self._open(route, path, seconds, body, abort=abort, **headers)
                 answer = read_object(response.read(settings.MAX_ANSWER_BYTES))
         except ATTEMPT_EXCEPTIONS as error:
             raise failed_attempt(error, route) from error
+        finally:
+            self.running[route.deployment_id] -= 1
+        self._learn(route, time.monotonic() - began, is_stream=False)
         return answer
 
     def open_stream(
@@ -167,15 +184,32 @@ class Upstream:
         events, and if `opens` rejects the first event.
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
+        began = time.monotonic()
+        self.running[route.deployment_id] += 1
+        stream: UpstreamStream | None = None
         try:
             with _deadline(seconds):
                 accept = {"accept": "text/event-stream"}
                 response = self._open(route, path, seconds, body, abort=abort, **accept, **headers)
                 stream = UpstreamStream(response, route, opens, translate)
             abort.limit(idle_seconds)
-            return stream
         except ATTEMPT_EXCEPTIONS as error:
             raise failed_attempt(error, route) from error
+        finally:
+            if stream is None:
+                self.running[route.deployment_id] -= 1
+        stream.running = self.running
+        self._learn(route, time.monotonic() - began, is_stream=True)
+        return stream
+
+    def seconds(self, route: Route, *, is_stream: bool) -> float:
+        """Return how long a deployment took lately to the first event or to a whole answer; 0 if nobody knows."""
+        return self._seconds.get((route.deployment_id, is_stream), 0.0)
+
+    def _learn(self, route: Route, seconds: float, *, is_stream: bool) -> None:
+        key = route.deployment_id, is_stream
+        before = self._seconds.get(key, seconds)
+        self._seconds[key] = before + LATEST * (seconds - before)
 
     def reaches(self, route: Route, seconds: float) -> bool:
         """Return whether a connection to the route's address can be made; no request is sent."""

@@ -1,18 +1,17 @@
 """Routing: which deployment answers a call, and which fallback or retry follows a failure, within the deadline.
 
-Deployments are tried by order and weight, without those whose breaker is open or whose address is ejected. After a
-failure that another deployment may not share (refused connection, 402, 408, 429, 5xx), the next one is tried at once.
-If all have failed and a failure may pass, the round is repeated after a pause with full jitter, or after the provider's
-Retry-After if that is short and within the deadline. Nothing is retried after the first streamed byte: by then an
-attempt has succeeded.
+Deployments are tried in the model's order of preference, without those whose breaker is open or whose address is
+ejected. After a failure that another deployment may not share (refused connection, 402, 408, 429, 5xx), the next one is
+tried at once. If all have failed and a failure may pass, the round is repeated after a pause with full jitter, or after
+the provider's Retry-After if that is short and within the deadline. Nothing is retried after the first streamed byte:
+by then an attempt has succeeded.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
-from itertools import groupby
+from collections.abc import Callable
 from math import ceil
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from inference.call import Call
 from inference.catalog import Route
 from inference.upstream.breaker import COOL_DOWN, breakers
 from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Deadline, Effect, Verdict
+from inference.upstream.preference import preferred
 from inference.upstream.provider_limits import NoRoom, none_has_room
 
 log = structlog.get_logger(__name__)
@@ -41,17 +41,6 @@ NEVER = float("inf")
 T = TypeVar("T")
 
 
-def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.random) -> list[Route]:
-    """Sort routes by order; within an order at random, each first with a probability proportional to its weight.
-
-    The key u^(1/weight) is from Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
-    """
-    ordered: list[Route] = []
-    for _, group in groupby(sorted(routes, key=lambda route: route.order), key=lambda route: route.order):
-        ordered.extend(sorted(group, key=lambda route: chance() ** (1 / route.weight), reverse=True))
-    return ordered
-
-
 def with_fallback(
     call: Call, ask: Callable[[Route], T], deadline: Deadline, *, rest: Callable[[float], object] | None = None
 ) -> T:
@@ -63,7 +52,7 @@ def with_fallback(
     Raises the error of the last attempt, preferably of one that may be retried later; UpstreamBusy if every breaker is
     open, every address is ejected, or every provider has reached its limits.
     """
-    account_id, choices = call.identity.account_id, by_preference(call.routes)
+    account_id, choices = call.identity.account_id, preferred(call)
     failure: AttemptFailed | None = None
     full: list[NoRoom] = []
     returns = _Returns()
