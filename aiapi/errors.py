@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import structlog
+from django.contrib import admin
 from django.core.exceptions import DisallowedHost, RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.db import Error as DatabaseError
@@ -169,7 +170,7 @@ def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None)
             "is_admin": request.path_info.startswith("/admin/"),
         }
         try:
-            page = render_to_string("error.html", context)
+            page = _admin_page(request, error, context) or render_to_string("error.html", context)
             answer = HttpResponse(page, status=error.status, headers=dict(error.headers))
         except Exception as failure:
             log.error("error_page_failed", exc_info=failure)
@@ -177,6 +178,14 @@ def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None)
         answer = json_error(request, error)
     patch_vary_headers(answer, ["Accept"])
     return answer
+
+
+def _admin_page(request: HttpRequest, error: ApiError, context: dict[str, Any]) -> str:
+    """Return a page with the admin's menu for staff who did not find a page there, or may not see it; else ""."""
+    user = getattr(request, "user", None)
+    if not (context["is_admin"] and isinstance(error, NotFound | PermissionDenied) and user and user.is_staff):
+        return ""
+    return render_to_string("admin/error.html", {**context, **admin.site.each_context(request)}, request)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -49,6 +49,7 @@ PRICE_FIELDS = (
     *("cache_write_1h_per_million", "output_per_million", "reasoning_per_million", "per_request"),
     *("flex_factor", "priority_factor"),
 )
+PRICE_LABELS = {"cache_write_1h_per_million": "Cache write for an hour, per million"}
 #: The states of deployments, with the words of the dashboard; whatever is off has no colour.
 STATES = {"OK": "success", "Trying: one trial call": "warning", "Down: no calls": "danger", "Secret missing": "danger"}
 SECRET_BADGES = {"set": "success", "missing": "danger"}
@@ -413,6 +414,10 @@ class PriceInline(TabularInline):
     per_page = 20
     verbose_name_plural = "prices in US dollars per million tokens (the latest that has started applies)"
 
+    def get_formset(self, request: HttpRequest, obj: Any = None, **options: Any) -> Any:
+        """Return the formset with a label that its field's name does not make."""
+        return super().get_formset(request, obj, **{"labels": PRICE_LABELS, **options})
+
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Return False: prices can't be changed, because calls were billed with them."""
         return False
@@ -479,6 +484,10 @@ class PriceAdmin(CatalogAdmin):
     autocomplete_fields = ("deployment",)
     fields = ("deployment", "valid_from", *PRICE_FIELDS)
     readonly_fields = ("begins", "state", "prompts", "input", "cached_input", "output", "others")
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
+        """Return the form with a label that its field's name does not make."""
+        return super().get_form(request, obj, change, **{"labels": PRICE_LABELS, **options})
 
     def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         """Return the form's fields; a price that exists can't be changed, and is shown as text."""

@@ -14,7 +14,7 @@ from django.utils import timezone
 from accounts.admin.base import change_url
 from accounts.limits.types import LIMITS, LimitName
 from accounts.models import Account, ApiKey
-from accounts.selectors import api_key_makers
+from accounts.selectors import account_titles, api_key_makers
 from core.formats import NOTHING, clock_text, exact_money, milliseconds, money, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
@@ -64,7 +64,7 @@ def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
         "attempts": attempts_with_times(record),
         "links": links,
         "alerts": list(_alerts(record)) if may_see_alerts else [],
-        "neighbours": _neighbours(record),
+        "neighbours": [(each, "") for each in _neighbours(record)],
         "around": _around(record),
         "details": _details(record),
         "content": _content(record) if request.user.has_perm("monitoring.view_requestcontent") else None,
@@ -171,8 +171,10 @@ def _around(record: RequestRecord) -> dict[str, Any]:
     failed = RequestRecord.objects.filter(status__gte=500, admitted_at__gte=minute, admitted_at__lt=minute + MINUTE)
     begin = floor(record.admitted_at, QUARTER)
     counts = {name: number for _, name, number in requests_by_outcome(begin=begin, end=begin + QUARTER, width=QUARTER)}
+    failures = list(failed.exclude(pk=record.pk)[:FAILURES])
+    titles = account_titles(each.account_name for each in failures)
     return {
-        "failures": list(failed.exclude(pk=record.pk)[:FAILURES]),
+        "failures": [(each, titles[each.account_name]) for each in failures],
         "requests": sum(counts.values()),
         "failed": counts.get(Outcome.FAILED, 0),
         "minute": _between(minute, minute + MINUTE),

@@ -8,6 +8,7 @@ permission.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlencode
@@ -246,6 +247,14 @@ class GroupAdmin(GroupBase, RelationsAuditedAdmin):
         ordering="member_count",
     )
 
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Render the form, whose buttons and title say "role": audit entries and permissions need "group"."""
+        response: Any = super().render_change_form(request, context, *args, **kwargs)
+        shown = copy(self.opts)
+        shown.verbose_name = "role"
+        response.context_data |= {"opts": shown, "title": str(context["title"]).replace("group", "role")}
+        return response
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Count the users of each role in the same query."""
         counted: QuerySet[Any] = super().get_queryset(request).annotate(member_count=Count("user"))
@@ -388,12 +397,16 @@ class AuditEntryAdmin(KeysetAdmin):
 
     @display(description="what changed")
     def fields_changed(self, entry: AuditEntry) -> str:
-        """Show the first changed fields with their values, or the details of an event; the action says the others."""
-        if entry.action in ("created", "deleted", "enabled", "disabled"):
+        """Show the first changed fields with their values, or the details of an event; the action says the others.
+
+        The name and time of what was created are in columns of their own.
+        """
+        if entry.action in ("deleted", "enabled", "disabled"):
             return ""
         changes = [
             f"{name}: " + (f"{before} → {after}" if name.replace(" ", "_") in entry.before else after)
             for name, before, after in entry.changes
+            if entry.action != "created" or (name != "created at" and after != entry.target)
         ]
         more = f" and {len(changes) - NAMED_FIELDS} more" if len(changes) > NAMED_FIELDS else ""
         return ", ".join(Truncator(each).chars(SHOWN_CHANGE) for each in changes[:NAMED_FIELDS]) + more

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts import audit
-from accounts.models import AuditEntry
+from accounts.models import AuditEntry, Tier
 from accounts.tests.factories import logged_in, make_account, make_key, make_staff
 
 pytestmark = pytest.mark.django_db
@@ -42,6 +42,13 @@ def test_it_shows_before_and_after(admin_site: Client) -> None:
     assert "old@acme.test" in page
     assert "&lt;new&gt;@acme.test" in page
     assert all(text in page for text in (">$25.00<", ">yes<", ">no<", '?who=key%3Aacme%2Fci">key acme/ci</a>'))
+
+
+def test_the_list_shows_what_was_created_with_its_values(admin_site: Client) -> None:
+    audit.audited_save(Tier(name="gold", requests_per_minute=75), actor="admin:root")
+    page = admin_site.get(f"{LOG}?kind=tier").content.decode()
+    assert "requests per minute: 75" in page
+    assert not [text for text in ("name: gold", "created at: ") if text in page]
 
 
 def test_it_filters(admin_site: Client) -> None:

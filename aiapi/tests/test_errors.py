@@ -173,7 +173,7 @@ def test_it_shows_a_page_to_a_browser(browser: Client, path: str, status: int, t
     assert (answer.status_code, answer["Content-Type"]) == (status, "text/html; charset=utf-8")
     assert told in page
     assert answer["X-Request-ID"] in page
-    assert ("Back to the admin" in page) is path.startswith("/admin/")
+    assert ("Back to the overview" in page) is not path.startswith("/admin/")
     assert "script-src" in answer["Content-Security-Policy"]
     assert "Accept" in answer["Vary"]
 
@@ -190,6 +190,13 @@ def test_it_names_the_setting_to_those_whose_forms_are_refused(browser: Client) 
     answer = browser.post("/admin/logout/", headers={"Origin": "https://admin.example.com"})
     assert answer.status_code == 403
     assert "CSRF_TRUSTED_ORIGINS" in answer.content.decode()
+
+
+def test_it_keeps_the_admin_s_menu_for_staff(browser: Client, admin_user: User) -> None:
+    browser.force_login(admin_user)
+    answer = browser.get("/admin/nowhere/")
+    assert answer.status_code == 404
+    assert all(text in answer.content.decode() for text in ("/admin/accounts/account/", "This page does not exist"))
 
 
 def test_it_names_the_setting_but_no_host_to_those_who_come_by_another_one(
