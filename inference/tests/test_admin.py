@@ -160,7 +160,7 @@ def test_it_tests_a_connection(site: Client, deployment: Deployment, monkeypatch
 # Models
 
 
-MODEL_FIELDS = {"public_name": "big", "kind": "chat", "context_size": "4096", "is_enabled": "on"}
+MODEL_FIELDS = {"public_name": "big", "kind": "chat", "context_size": "4096", "routing": "weighted", "is_enabled": "on"}
 
 
 def test_it_makes_a_model_with_its_deployments(
@@ -209,8 +209,8 @@ def model_form(deployment: Deployment, row: dict[str, Any] | None = None, **chan
     """Return what a model's page sends with one deployment in it."""
     own: dict[str, Any] = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id}
     own |= {"upstream_name": deployment.upstream_name, "order": 0, "weight": 1, "is_enabled": "on", **(row or {})}
-    fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on", **changes}
-    return {**fields, **formset("deployments", own, initial=1)}
+    fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "routing": "weighted", "is_enabled": "on"}
+    return {**fields, **changes, **formset("deployments", own, initial=1)}
 
 
 def asked(site: Client, url: str, form: dict[str, Any], *told: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from accounts.tests.factories import make_key
 from core.redis.client import redis_client
 from inference.catalog import Route, catalog
 from inference.fake_provider import FakeUpstream
@@ -19,6 +20,7 @@ from inference.upstream.breaker import FAILURES_TO_OPEN, STILL_FAILING, Breakers
 from inference.upstream.breaker import breakers as own_breakers
 from inference.upstream.errors import CREDIT_USED_UP
 from monitoring.models import Alert
+from monitoring.tests.samples import recorded
 from operations.alerts.conditions import RENEWED, failing_deployments
 from operations.alerts.incidents import incidents_update
 from operations.deployments import DeploymentState, deployment_states
@@ -66,6 +68,23 @@ def state_of(deployment: Deployment) -> DeploymentState:
 
 
 class TestDashboard:
+    def test_it_shows_a_deployments_part_in_the_models_latest_calls(self, deployment: Deployment) -> None:
+        assert state_of(deployment).recent is None
+        issued = make_key()
+        own = {"model": "small", "deployment": "openai/small-1", "cost": 2_000_000_000, "latency_ms": 900.0}
+        for changes in (
+            {**own, "input_tokens": 100, "cached_tokens": 25},
+            {**own, "input_tokens": 100, "cached_tokens": 25, "first_token_ms": 100.0},
+            {**own, "input_tokens": 0, "cached_tokens": 0, "first_token_ms": 300.0},
+            {**own, "cache": "hit"},
+            {**own, "deployment": "openai/other"},
+            {**own, "model": "another"},
+            {"model": "small", "status": 429, "deployment": ""},
+        ):
+            recorded(issued, **changes)
+        shown = "75 % of the model's latest calls · 300 ms · $6.00 · 25 % of input cached"
+        assert str(state_of(deployment).recent) == shown
+
     def test_it_shows_breakers_of_this_process_and_of_others(self, deployment: Deployment, breakers: Breakers) -> None:
         state = state_of(deployment)
         assert (state.model, state.provider, state.name) == ("small", "openai", "small-1")
