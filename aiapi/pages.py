@@ -51,24 +51,41 @@ def page_context(current: str) -> dict[str, Any]:
 
 def public_models() -> list[dict[str, Any]]:
     """List the enabled models for visitors without a key; none unless PUBLIC_MODELS, or while the database is down."""
+    return [public_model(model) for model in _callable_models()] if settings.PUBLIC_MODELS else []
+
+
+def _callable_models() -> list[CatalogModel]:
+    """List the enabled models that have a deployment, by name; none while the database is down."""
     try:
-        models = sorted(catalog.models().items()) if settings.PUBLIC_MODELS else []
+        return [model for _, model in sorted(catalog.models().items()) if model.routes]
     except DependencyUnavailable:
-        models = []
-    return [public_model(model) for _, model in models if model.routes]
+        return []
 
 
 def first_request(request: HttpRequest | Request) -> dict[str, Any]:
-    """Return what the landing page shows of models: the list, and a request to a chat model as curl."""
-    models = public_models()
-    chats = [model for model in models if model["kind"] == Model.Kind.CHAT]
-    chat = next((model["name"] for model in sorted(chats, key=lambda model: not model["is_default"])), "MODEL")
+    """Return what the pages for visitors show of models: the list, and a request to a chat model as curl."""
+    name, code = first_call(request, is_public=settings.PUBLIC_MODELS)
+    return {"models": public_models(), "code_model": name, "code": code}
+
+
+def contact() -> dict[str, str]:
+    """Return whom to ask for a key (AIAPI_CONTACT), as the text of the landing page and the address of its link."""
+    is_web = settings.CONTACT.startswith(("https://", "http://"))
+    url = settings.CONTACT if is_web else f"mailto:{settings.CONTACT}" if "@" in settings.CONTACT else ""
+    return {"contact": settings.CONTACT, "contact_url": url}
+
+
+def first_call(request: HttpRequest | Request, *, key: str = "", is_public: bool = True) -> tuple[str, str]:
+    """Return the chat model to try first (`MODEL` unless models are public), and a request to it as curl."""
+    chats = [model for model in _callable_models() if is_public and model.kind == Model.Kind.CHAT]
+    first = min(chats, key=lambda model: model is not catalog.default(), default=None)
+    chat = first.public_name if first else "MODEL"
     body = json.dumps({"model": chat, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     code = f"""curl -sS {request.scheme}://{request.get_host()}/v1/chat/completions \\
-  -H "Authorization: Bearer $AIAPI_KEY" \\
+  -H "Authorization: Bearer {key or "$AIAPI_KEY"}" \\
   -H 'Content-Type: application/json' \\
   -d '{body}'"""
-    return {"models": models, "code_model": chat, "code": code}
+    return chat, code
 
 
 def public_model(model: CatalogModel) -> dict[str, Any]:
@@ -106,7 +123,9 @@ class PageView(TemplateView):
             {"status": each.status, "code": each.code, "cause": each.cause, "remedy": each.remedy}
             for each in explained_errors()
         ]
-        return super().get_context_data(**extra, **page_context(self.current), codes=codes, models=public_models())
+        return super().get_context_data(
+            **extra, **page_context(self.current), codes=codes, **first_request(self.request)
+        )
 
 
 @revalidated
@@ -145,7 +164,7 @@ class RootView(OpenView):
             "health": "/health",
         }
         wants_page = "text/html" in request.headers.get("Accept", "").lower()
-        page = {**about, **page_context("landing"), **first_request(request)}
+        page = {**about, **page_context("landing"), **first_request(request), **contact()}
         response = render(request._request, "landing.html", page) if wants_page else Response(about)
         response["Vary"] = "Accept"
         return response

@@ -42,6 +42,8 @@ ALLOWED_HOSTS = ENV.names("ALLOWED_HOSTS", [] if IS_PRODUCTION else ["localhost"
 CORS_ALLOWED_ORIGINS = ENV.names("CORS_ALLOWED_ORIGINS")
 CSRF_TRUSTED_ORIGINS = ENV.names("CSRF_TRUSTED_ORIGINS")
 TRUSTED_PROXIES = ENV.integer("TRUSTED_PROXIES", 0, minimum=0, maximum=10)
+#: An e-mail or web address for those who want a key; shown on the landing page.
+CONTACT = ENV.text("AIAPI_CONTACT")
 PUBLIC_MODELS = ENV.boolean("PUBLIC_MODELS", not IS_PRODUCTION)
 SHED_DELAY = ENV.number("SHED_DELAY", 1, minimum=0, maximum=60)
 HTTPS_ONLY = ENV.boolean("HTTPS_ONLY", IS_PRODUCTION)
@@ -174,7 +176,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
             ],
-            "libraries": {"formats": "core.template_filters"},
+            "libraries": {"formats": "core.template_filters", "calls": "aiapi.template_tags"},
         },
     }
 ]

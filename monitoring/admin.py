@@ -204,7 +204,6 @@ class RequestRecordAdmin(KeysetAdmin):
         if changelist is None:  # invalid parameters were answered with a redirect
             return response
         response.context_data |= {"rows": list(rows(changelist)), "chips": list(chips(changelist))}
-        response.context_data["url"] = request.build_absolute_uri("/chat")
         if is_tail:
             response.template_name = "admin/monitoring/log_rows.html"
             return response

@@ -265,5 +265,4 @@ class OverviewTab(BaseComponent):  # type: ignore[misc]  # unfold is untyped
             "overview": Overview(kwargs["subject"], sees_usage=sees_usage, sees_requests=sees_requests),
             "sees_usage": sees_usage,
             "sees_requests": sees_requests,
-            "url": self.request.build_absolute_uri("/chat"),
         }

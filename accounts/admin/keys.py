@@ -260,7 +260,6 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         context = {
             "plain": _combine(bytes.fromhex(sealed), bytes.fromhex(pad)).decode(),
             "facts": facts,
-            "url": request.build_absolute_uri("/chat"),
             "key_url": change_url(key),
         }
         response = page(self, request, "admin/accounts/apikey/issued.html", f"New API key {key.name}", context)

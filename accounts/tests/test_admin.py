@@ -76,7 +76,10 @@ def test_it_shows_a_new_key_once_and_keeps_it_nowhere(admin_site: Client) -> Non
     assert secret_part(plain) not in before + cookies_before + shown_at
     assert "A new key is shown only once" in admin_site.get(shown_at, follow=True).content.decode()
     page = response.content.decode()
-    assert all(text in page for text in ("it will not be shown again", "Expires", "$2.50 and 1,000 tokens", "/chat"))
+    assert all(
+        text in page
+        for text in ("it will not be shown again", "Expires", "$2.50 and 1,000 tokens", "/v1/chat/completions")
+    )
     assert "no-store" in response.headers["Cache-Control"]
     assert key_cache.find(plain)
     assert (latest().actor, latest().action, latest().target_type) == ("admin:root", "created", "API key")

@@ -163,6 +163,20 @@ def test_it_shows_models_and_prices_to_visitors_only_where_the_operator_wants_th
     assert '"model": "MODEL"' in unescape(page(api, "/"))
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("", "Ask the operator of this service for a key"),
+        ("keys@acme.test", '<a href="mailto:keys@acme.test">keys@acme.test</a>'),
+        ("https://acme.test/keys", '<a href="https://acme.test/keys">https://acme.test/keys</a>'),
+        ("javascript:alert(1)", "Ask javascript:alert(1) for a key"),
+    ],
+)
+def test_it_says_whom_to_ask_for_a_key(api: Api, settings: LazySettings, given: str, shown: str) -> None:
+    settings.CONTACT = given
+    assert shown in page(api, "/")
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_it_renders_each_guide_with_its_own_address_and_links_that_exist(api: Api, name: str) -> None:
     html = page(api, f"/docs/{name}/")

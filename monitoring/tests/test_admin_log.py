@@ -191,4 +191,4 @@ class TestRows:
     def test_it_says_what_to_do_when_nothing_is_there(self, site: Client) -> None:
         assert "Clear all filters" in site.get(f"{LOG}?account=nobody").content.decode()
         RequestRecord.objects.all().delete()
-        assert "curl http://testserver/chat" in site.get(LOG).content.decode()
+        assert "curl -sS http://testserver/v1/chat/completions" in site.get(LOG).content.decode()

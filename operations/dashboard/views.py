@@ -137,6 +137,5 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
         "failed_query": asked.log_query(status="failed"),
         "all_query": asked.query(**dict.fromkeys(FILTERS, "")),
         "longer_query": asked.query(range="30d" if asked.name in (DEFAULT, "7d") else DEFAULT),
-        "url": request.build_absolute_uri("/chat"),
         "key": DEMO_KEYS[0] if settings.ALLOW_PLAIN_KEYS else "",
     }

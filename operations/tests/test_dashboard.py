@@ -300,7 +300,7 @@ class TestLooks:
     def test_it_says_what_to_do_before_the_first_request(self, site: Client, settings: Settings) -> None:
         page = site.get(INDEX).content.decode()
         assert "No requests yet" in page
-        assert "curl http://testserver/chat" in page
+        assert "curl -sS http://testserver/v1/chat/completions" in page
         assert "dev_key_123" in page
         settings.ALLOW_PLAIN_KEYS = False
         assert "$AIAPI_KEY" in site.get(INDEX).content.decode()
