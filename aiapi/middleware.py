@@ -24,6 +24,7 @@ from core.headers import set_headers
 from core.redaction import without_keys
 from core.telemetry.metrics import observe_response
 from core.telemetry.trace import begin_spans, begin_trace, current_trace
+from inference.api.errors import is_anthropic_path
 
 if TYPE_CHECKING:
     from core.telemetry.otel import RequestSpans
@@ -64,6 +65,8 @@ class RequestMiddleware:
                 response = self.get_response(request)
             elapsed = trace.elapsed_ms
             set_headers(response, {"X-Request-ID": trace.label, "X-Process-Time": f"{elapsed / 1000:.3f}"})
+            if is_anthropic_path(request.path_info):
+                response["request-id"] = trace.label  # Anthropic's name for it
             response.setdefault("Cache-Control", "no-store")  # cacheable responses set their own
             self._log(request, response, elapsed)
         finally:

@@ -159,11 +159,12 @@ def refusal(path: str, sent_label: str | None, origin: str = "", *, closes: bool
             cors += f"Access-Control-Allow-Origin: {origin}\r\n"
             cors += f"Access-Control-Expose-Headers: {', '.join(settings.CORS_EXPOSE_HEADERS)}\r\n"
     connection = "close" if closes else "keep-alive"
+    anthropic = f"request-id: {label}\r\n" if is_anthropic_path(path) else ""
     return (
         f"HTTP/1.1 503 Service Unavailable\r\nDate: {http_date()}\r\nConnection: {connection}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         "Retry-After: 1\r\nCache-Control: no-store\r\n"
-        f"X-Request-ID: {label}\r\nX-Process-Time: 0.000\r\n{cors}\r\n{content}"
+        f"X-Request-ID: {label}\r\nX-Process-Time: 0.000\r\n{anthropic}{cors}\r\n{content}"
     ).encode()
 
 

@@ -45,11 +45,6 @@ class AnthropicEndpoint(ModelEndpoint):
         """Return the rate headers, with Anthropic's names added."""
         return {**super().rate_headers(admission), **anthropic_rate_headers(admission)}
 
-    def limit_headers(self, request: Request, identity: Any) -> dict[str, str]:
-        """Add the request's id under Anthropic's name."""
-        label = request._request.trace.label  # type: ignore[attr-defined]
-        return {**super().limit_headers(request, identity), "request-id": label}
-
 
 @described(
     "v1_messages", "Anthropic's messages, streams included, by a model of any provider", MessagesRequest, MessageObject
