@@ -38,6 +38,7 @@ __all__ = [
     "EMBEDDINGS",
     "ENDPOINTS",
     "LARGEST",
+    "MESSAGES",
     "MODEL",
     "NO_STORE",
     "SHORT",
@@ -76,9 +77,9 @@ SHORT = {
     "LIMITS_LEASE_SECONDS": "5",
     "REDIS_TIMEOUT": "2",  # a store that a busy machine makes slow is not away: calls would be refused
 }
-CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+CHAT, MESSAGES, EMBEDDINGS = "/v1/chat/completions", "/v1/messages", "/v1/embeddings"
 #: Endpoints that ask a model, those that stream before the others.
-STREAMING = (CHAT, "/v1/completions", "/v1/responses", "/chat")
+STREAMING = (CHAT, "/v1/completions", "/v1/responses", "/chat", MESSAGES)
 ENDPOINTS = (*STREAMING, "/summarize", EMBEDDINGS)
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -364,6 +365,7 @@ def asking(path: str, model: str, **more: Any) -> dict[str, Any]:
         CHAT: {"messages": [{"role": "user", "content": "hello there"}]},
         "/v1/completions": {"prompt": "hello there"},
         "/v1/responses": {"input": "hello there"},
+        MESSAGES: {"max_tokens": 100, "messages": [{"role": "user", "content": "hello there"}]},
         EMBEDDINGS: {"input": "hello there"},
         "/chat": {"message": "hello there"},
         "/summarize": {"text": "hello there " * 5},

@@ -2,7 +2,7 @@
 
 1. The body is JSON: `{detail, code, request_id}`, with `errors` (messages by field) where fields are wrong and `limit`
    (name, owner, used, limit, reset) where a limit refused. Under /v1 it is OpenAI's: `{error: {message, type, param,
-   code}}`, with `limit` inside.
+   code}}`, with `limit` inside; under /v1/messages Anthropic's: `{type, error, request_id}`, with the same inside.
 2. `detail` (`message`) is a sentence for a person, `code` a stable name for a program, `request_id` that of the header.
 3. Every answer has X-Request-ID and X-Process-Time. 401 has WWW-Authenticate, 405 Allow; 409, 429 and 503 have a
    Retry-After of at least one second.
@@ -37,12 +37,13 @@ BODIES: dict[str, Any] = {
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": TEXT}]},
     "/v1/completions": {"model": MODEL, "prompt": TEXT},
     "/v1/responses": {"model": MODEL, "input": TEXT},
+    "/v1/messages": {"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": TEXT}]},
 }
 #: Deep enough to exhaust the stack of what walks through it, and not that of the parser.
 DEEP = b'{"messages": ' + b"[" * 800 + b"]" * 800 + b"}"
 ONCE = {"Idempotency-Key": "once"}
 EMPTY: tuple[Any, ...] = ({}, b"")
-OWN, OPENAI = "/chat", "/v1/chat/completions"
+OWN, OPENAI, ANTHROPIC = "/chat", "/v1/chat/completions", "/v1/messages"
 READS = ("/stats", "/usage", "/v1/models")
 LEAKS = re.compile(
     r"Traceback|Exception|Error\(|\.py\b|site-packages|SELECT|sqlite|psycopg|redis|127\.0\.0\.1|hunter2"
@@ -75,11 +76,11 @@ def each_model_endpoint(status: int, code: str, **options: Any) -> list[Case]:
 
 
 def by_fault(status: int, code: str, *faults: str) -> list[Case]:
-    """Make cases of a provider's faults, on either surface."""
+    """Make cases of a provider's faults, on each surface."""
     return [
         Case(status, code, path, body=BODIES[path], broken=f"fault {fault}")
         for fault in faults
-        for path in (OWN, OPENAI)
+        for path in (OWN, OPENAI, ANTHROPIC)
     ]
 
 
@@ -176,6 +177,17 @@ OPENAI_CODES = {
 }
 #: Types of an error by its status.
 OPENAI_TYPES = {429: ("requests", "insufficient_quota"), **dict.fromkeys(range(500, 600), ("server_error",))}
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -220,7 +232,14 @@ def test_it_words_401_as_promised(api: Api, key: str | None, detail: str) -> Non
 
 def _assert_body(case: Case, answer: Any) -> None:
     body = answer.json()
-    if case.path.startswith("/v1"):
+    if case.path == ANTHROPIC:
+        assert set(body) == {"type", "error", "request_id"}
+        assert set(body["error"]) - {"limit"} == {"message", "type", "param", "code"}
+        detail, code = body["error"]["message"], body["error"]["code"]
+        assert (body["type"], code) == ("error", case.code)
+        assert body["error"]["type"] == ANTHROPIC_TYPES.get(case.status, "invalid_request_error")
+        assert body["request_id"] == answer["X-Request-ID"] == answer["request-id"]
+    elif case.path.startswith("/v1"):
         assert set(body) == {"error"}
         error = body["error"]
         assert set(error) - {"limit"} == {"message", "type", "param", "code"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import CHAT, Answer, Platform, Reply, ScriptedProvider, Served, chat, completion, event
+from tests.running import CHAT, MESSAGES, Answer, Platform, Reply, ScriptedProvider, Served, chat, completion, event
 
 MODEL, SLOW, STREAMED = "quick", "slow", "streamed"
 #: What one answer uses: twice that is more than the limit of tokens.
@@ -146,7 +146,7 @@ def test_it_tells_of_refused_tokens_when_to_try_again_once(roomy: Platform, stre
 @pytest.mark.parametrize(
     ("method", "path", "key"),
     [
-        *[("POST", path, key) for path in (CHAT, "/v1/responses", "/chat", "/summarize") for key in ("", "wrong")],
+        *[("POST", path, key) for path in (CHAT, MESSAGES, "/chat", "/summarize") for key in ("", "wrong")],
         ("GET", CHAT, None),
         ("GET", "/v1/models", None),
         ("GET", "/v1/files", None),

@@ -22,6 +22,7 @@ from tests.manager import TESTED_AS_OVERLOADED
 from tests.running import (
     CHAT,
     ENDPOINTS,
+    MESSAGES,
     Platform,
     ScriptedProvider,
     Served,
@@ -57,7 +58,9 @@ def test_it_refuses_model_calls_in_the_usual_shape(overloaded: Platform, path: s
     assert answer.headers["cache-control"] == "no-store"
     if path.startswith("/v1"):
         assert set(answer.error) == {"message", "type", "param", "code"}
-        assert (answer.error["type"], answer.error["code"]) == ("server_error", "service_busy")
+        kind = "overloaded_error" if path == MESSAGES else "server_error"
+        assert (answer.error["type"], answer.error["code"]) == (kind, "service_busy")
+        assert answer.headers.get("request-id") == (answer.label if path == MESSAGES else None)
     else:
         assert set(answer.json()) == {"detail", "code", "request_id"}
         assert (answer.json()["code"], answer.json()["request_id"]) == ("service_busy", answer.label)

@@ -16,6 +16,7 @@ from tests.answers import said
 from tests.running import (
     CHAT,
     ENDPOINTS,
+    MESSAGES,
     SHORT,
     STREAMING,
     Answer,
@@ -240,7 +241,7 @@ def test_it_passes_the_codes_on_that_are_no_affair_of_the_platform_s_own(
     assert (record.input_tokens, record.output_tokens, record.usage_source) == (1000, 500, "provider")
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/chat"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, "/chat"])
 @pytest.mark.parametrize("is_later", [False, True])
 def test_it_bills_what_an_error_among_chunks_says_was_used(make: Make, path: str, is_later: bool) -> None:
     model = make(path, streamed=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.running import CHAT, EMBEDDINGS, ENDPOINTS, Model, Reply, answered, event
+from tests.running import CHAT, EMBEDDINGS, ENDPOINTS, STREAMING, Model, Reply, answered, event
 
 WORDS = "one two three four five"
 COUNTED = 5
 #: A request of each endpoint that generates text.
-PATHS = ENDPOINTS[:5]
-CALLS: list[tuple[str, dict[str, bool]]] = [(path, {}) for path in PATHS] + [
-    (path, {"stream": True}) for path in PATHS[:4]
+CALLS: list[tuple[str, dict[str, bool]]] = [
+    *[(path, {}) for path in ENDPOINTS if path != EMBEDDINGS],
+    *[(path, {"stream": True}) for path in STREAMING],
 ]
 CHUNKED = (CHAT, "/v1/completions")
 #: Figures of input and output that can't be, beside a question and five words.
@@ -77,7 +77,7 @@ def test_it_believes_a_usage_that_can_be(model: Model, path: str, more: dict[str
     assert (record.usage_source, record.input_tokens, record.output_tokens) == ("provider", 100, 3)
 
 
-@pytest.mark.parametrize("path", PATHS[:3])
+@pytest.mark.parametrize("path", [path for path in STREAMING if path != "/chat"])
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_it_believes_that_nothing_was_generated_where_nothing_came(model: Model, path: str, is_stream: bool) -> None:
     model.script(answered(path, "", prompt=9, output=0, is_stream=is_stream))

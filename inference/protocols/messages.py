@@ -48,7 +48,7 @@ from inference.protocols.parameters import (
     unsupported,
     wrong_type,
 )
-from inference.usage import Usage, merged_usage, parse_usage
+from inference.usage import NOTHING, Usage, merged_usage, parse_usage
 
 #: Content blocks that are accepted. The others are of tools that the provider runs, or files stored there.
 BLOCKS = (
@@ -256,7 +256,8 @@ class MessageReader(EventReader):
         if kind in ("message_start", "message_delta"):
             holder = body.get("message") if kind == "message_start" else body
             self._reported = merged_usage(self._reported, holder.get("usage") if isinstance(holder, dict) else None)
-            self.usage, self._usage_is_early = parse_usage(self._reported), kind == "message_start"
+            found, self._usage_is_early = parse_usage(self._reported), kind == "message_start"
+            self.usage = None if self._usage_is_early and found == NOTHING else found  # a translation knows none yet
         self.is_done = kind == "message_stop"
         return event + END_OF_EVENT
 

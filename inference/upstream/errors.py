@@ -356,7 +356,7 @@ def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, route
     elif verdict is REJECTED:
         hidden = (route.secret, *route.headers.values(), urlsplit(route.base_url).hostname or "")
         is_about_request = param or code in CALLERS_CODES or route.is_anthropic
-        text = passable(message, hidden) if is_about_request else ""
+        text = passable(fields.get("message"), hidden) if is_about_request else ""
         error = InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
     return AttemptFailed(replace(verdict, retry_after=seconds) if verdict.retry else verdict, error, cause=cause)
 
