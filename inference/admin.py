@@ -247,10 +247,15 @@ class ProviderAdmin(CatalogAdmin):
         return []
 
     def list_models(self, request: HttpRequest) -> HttpResponse:
-        """Ask the provider of the form for its models, and return their lines, or what is wrong."""
+        """Ask the provider of the form for its models, and return their lines, or what is wrong.
+
+        For a model that was typed in (`named`: its line), return what the public list knows, without asking.
+        """
         if request.method != "POST" or not self.has_add_permission(request):
             raise PermissionDenied
         form = self.get_form(request)(request.POST)
+        if named := request.GET.get("named"):
+            return TemplateResponse(request, "admin/inference/provider/values.html", {"line": form.known_line(named)})
         wrong = [text for name, texts in form.errors.items() if name != "name" for text in texts]
         if wrong:
             listing = Listing(trouble=" ".join(map(str, wrong)))

@@ -147,7 +147,7 @@ class ModelLine(forms.Form):
 
     def __init__(self, data: Mapping[str, Any] | None = None, *, is_listed: bool = True, **options: Any) -> None:
         super().__init__(data, **options)
-        self.is_listed = is_listed
+        self.is_listed, self.is_unknown = is_listed, False
         if not is_listed:
             self.fields["upstream_name"].widget = UnfoldAdminTextInputWidget(attrs={"x-model": "named"})
 
@@ -245,6 +245,17 @@ class ProviderAddForm(ProviderModelForm):
         known.sort(key=lambda values: ("input_per_million" not in values, values["upstream_name"]))
         self.lines = [ModelLine(prefix=_prefix(number), initial=values) for number, values in enumerate(known)]
         self.lines += self._unlisted(len(known))
+
+    def known_line(self, prefix: str) -> ModelLine:
+        """Return an unlisted line with what is known of the model that was typed in."""
+        name, provider = (
+            self.data.get(f"{prefix}-upstream_name", "").strip(),
+            Provider(base_url=self.data.get("base_url", "")),
+        )
+        values = known_values(name, provider, {}, is_free=self.preset.is_free)
+        line = ModelLine(prefix=prefix, initial=values, is_listed=False)
+        line.is_unknown = "input_per_million" not in values
+        return line
 
     def clean(self) -> dict[str, Any]:
         """Check the chosen lines as well."""

@@ -101,6 +101,17 @@ def test_it_takes_prices_and_context_sizes_from_the_public_list(site: Client, mo
     assert page.count('<option value="embedding" selected') == 1
 
 
+def test_it_fills_in_what_the_public_list_knows_of_a_model_that_is_typed_in(site: Client) -> None:
+    def known(name: str) -> str:
+        sent = form("https://api.openai.com/v1", line(0, name, is_listed=False, is_chosen=False))
+        return str(site.post(f"{LIST}?named=model-0", sent).content.decode())
+
+    entries = AuditEntry.objects.count()
+    assert all(text in known("gpt-4.1-mini") for text in ('value="0.4"', 'value="1.6"', 'name="model-0-public_name"'))
+    assert "does not have this model" in known("strange")
+    assert AuditEntry.objects.count() == entries, "nothing was asked"
+
+
 @pytest.mark.parametrize(
     ("fault", "shown"),
     [
