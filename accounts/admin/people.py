@@ -406,7 +406,7 @@ class AuditEntryAdmin(KeysetAdmin):
         changes = [
             f"{name}: " + (f"{before} → {after}" if name.replace(" ", "_") in entry.before else after)
             for name, before, after in entry.changes
-            if entry.action != "created" or (name != "created at" and after != entry.target)
+            if entry.action != "created" or name not in ("name", "created at")
         ]
         more = f" and {len(changes) - NAMED_FIELDS} more" if len(changes) > NAMED_FIELDS else ""
         return ", ".join(Truncator(each).chars(SHOWN_CHANGE) for each in changes[:NAMED_FIELDS]) + more
