@@ -63,7 +63,7 @@ def test_it_copies_the_code_of_a_guide_and_of_the_landing_page(page: Page, servi
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{service.base_url}/docs/quickstart/")
     page.get_by_role("button", name="Copy").nth(1).click()
-    assert f"{service.base_url}/chat" in page.evaluate("navigator.clipboard.readText()")
+    assert f"{service.base_url}/v1/chat/completions" in page.evaluate("navigator.clipboard.readText()")
     page.goto(service.base_url)
     page.click("#tab-python")
     page.click("#copy")
