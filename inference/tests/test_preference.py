@@ -35,6 +35,7 @@ def a_call(*routes: Route, payload: Any = None, session: str = "", account: int 
         routes=routes,
         payload=payload or {},
         session=session,
+        end_attempt=lambda: None,
         identity=SimpleNamespace(account_id=account),
         model=SimpleNamespace(routing=routing),
         is_stream=False,

@@ -71,7 +71,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def a_call(*routes: Route, account: int = 1, covers: Callable[[], bool] = lambda: True) -> Call:
     """Make what routing takes of a call."""
-    call: Any = SimpleNamespace(routes=routes, identity=SimpleNamespace(account_id=account), covers_another=covers)
+    call: Any = SimpleNamespace(
+        routes=routes, identity=SimpleNamespace(account_id=account), end_attempt=lambda: None, covers_another=covers
+    )
     call.model, call.payload, call.session, call.is_stream = SimpleNamespace(routing="weighted"), {}, "", False
     call.note, call.provider_failed = str, lambda error: error
     return cast("Call", call)
