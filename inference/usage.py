@@ -157,6 +157,16 @@ def chat_usage(usage: Usage) -> dict[str, Any]:
     return rendered
 
 
+def response_usage(usage: Usage) -> dict[str, Any]:
+    """Return a usage as responses report it, with all parts; `parse_usage` reads the same from it."""
+    chat = chat_usage(usage)
+    renamed = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
+    renamed |= {f"{old}_details": f"{new}_details" for old, new in renamed.items()}
+    rendered = {renamed.get(name, name): value for name, value in chat.items()}
+    rendered["input_tokens_details"].setdefault("cache_write_tokens", 0)  # OpenAI's field too
+    return rendered
+
+
 def merged_usage(*reports: Any) -> dict[str, Any]:
     """Merge the usages in the events of one message: each number is cumulative, so the highest one counts.
 

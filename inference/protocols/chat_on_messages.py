@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 from core.json import parse_strictly, to_json
@@ -22,7 +22,7 @@ from inference.protocols.events import (
 )
 from inference.protocols.messages import messages_protocol
 from inference.protocols.parameters import is_objects, is_string, is_text, of_type, one_of, refuse, wrong_type
-from inference.protocols.translation import DAMAGED, Translation
+from inference.protocols.translation import DAMAGED, Translation, untranslatable
 from inference.usage import Usage, chat_usage, merged_usage, parse_usage
 
 #: Values besides null that mean nothing.
@@ -37,7 +37,6 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
     "modalities": [["text"]],
     "service_tier": ["auto", "default"],
     "store": [False],
-    "verbosity": ["medium"],
 }
 #: Fields of a message by its role. Those of tools may repeat the function's name.
 MESSAGE_FIELDS: Mapping[str, Container[str]] = {
@@ -104,6 +103,7 @@ class ChatOnMessages(Translation):
         "prompt_cache_key": "left out: it is of OpenAI's cache",
         "prompt_cache_options": "left out: it is of OpenAI's cache",
         "prompt_cache_retention": "left out: it is of OpenAI's cache",
+        "verbosity": "left out: a hint that Anthropic's API has no place for",
         "stream_options": "read here: a stream reports its usage if `include_usage` is true",
     }
 
@@ -314,12 +314,6 @@ def refuse_others(name: str, value: Body, known: Container[str]) -> None:
     for field in value:
         if field not in known and value[field]:
             untranslatable(f"{name}.{field[:100]}")
-
-
-def untranslatable(name: str, reason: str = "") -> NoReturn:
-    """Raise InvalidRequest for what has no counterpart."""
-    text = f"'{name}' can't be translated for this model's provider" + (f": {reason}." if reason else ".")
-    refuse(text, name, "unsupported_parameter")
 
 
 def split_messages(messages: Sequence[Body]) -> tuple[list[Body], list[Body]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from core.json import to_json
 from inference.protocols.base import Body, Payload
@@ -17,7 +17,7 @@ from inference.protocols.chat import chat_protocol
 from inference.protocols.chat_as_message import MessageWriter, as_message
 from inference.protocols.events import EventBuffer
 from inference.protocols.parameters import refuse
-from inference.protocols.translation import Translation
+from inference.protocols.translation import Translation, untranslatable
 
 #: Between texts that become one.
 PARAGRAPH = "\n\n"
@@ -110,12 +110,6 @@ class MessagesOnChat(Translation):
 
 
 messages_on_chat = MessagesOnChat()
-
-
-def untranslatable(place: str, why: str = "") -> NoReturn:
-    """Raise InvalidRequest for what is at a place of the payload and has no counterpart in chat completions."""
-    text = f"'{place}' can't be translated for this model's provider{': ' if why else ''}{why}."
-    refuse(text, place, "unsupported_parameter")
 
 
 @contextmanager

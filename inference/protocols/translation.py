@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.parameters import refuse
 
 #: What a translation raises for an answer that is not in the provider's format.
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
+
+
+def untranslatable(place: str, why: str = "") -> NoReturn:
+    """Raise InvalidRequest for what is at a place of the payload and has no counterpart at the provider."""
+    text = f"'{place}' can't be translated for this model's provider{': ' if why else ''}{why}."
+    refuse(text, place, "unsupported_parameter")
 
 
 class Translation(ABC):
@@ -32,7 +39,7 @@ class Translation(ABC):
         """Raise InvalidRequest for a parameter that is not in `fields`, unless its value means nothing."""
         for name, value in payload.items():
             if name not in self.fields and not self.is_neutral(name, value):
-                refuse(f"'{name}' can't be translated for this model's provider.", name, "unsupported_parameter")
+                untranslatable(name)
 
     def is_neutral(self, name: str, value: object) -> bool:
         """Return whether a parameter's value is the same as no parameter."""

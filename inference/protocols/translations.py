@@ -8,10 +8,13 @@ from inference.protocols.chat_on_messages import chat_on_messages
 from inference.protocols.messages import messages_protocol
 from inference.protocols.messages_on_chat import messages_on_chat
 from inference.protocols.parameters import refuse
-from inference.protocols.translation import Translation
+from inference.protocols.responses import response_protocol
+from inference.protocols.responses_on_chat import responses_on_chat
+from inference.protocols.translation import Chain, Translation
 
 TRANSLATIONS: dict[WireProtocol, Translation] = {
     chat_protocol: chat_on_messages,
+    response_protocol: Chain(responses_on_chat, chat_on_messages),
     messages_protocol: messages_on_chat,
 }
 
