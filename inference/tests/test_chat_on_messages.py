@@ -315,7 +315,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True}, "logprobs"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"frequency_penalty": 0.5}, "frequency_penalty"),
-    ({"verbosity": "low"}, "verbosity"),
     ({"moderation": {"model": "m"}}, "moderation"),
     ({"top_k": 5}, "top_k"),
     ({"functions": [{"name": "f"}]}, "functions"),
