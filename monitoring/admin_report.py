@@ -22,6 +22,7 @@ from core.formats import money
 from monitoring.admin_export import file_response
 from monitoring.export import KIND, Format
 from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert
+from monitoring.provider_usage import latest_comparisons
 from monitoring.rollups.periods import EPOCH, ONE_DAY
 from monitoring.usage_report import COLUMNS, CUSTOM, PERIODS, Period, Report, csv_rows, log_check, usage_report
 
@@ -96,6 +97,7 @@ def report_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBa
         "account": account,
         "report": report,
         "check": log_check(report, account_id, is_wanted="check" in request.GET),
+        "comparisons": latest_comparisons(period.begin, period.end),
         "wrong": Alert.objects.filter(kind=Alert.Kind.RECONCILIATION, ended_at=None).first(),
         "may_export": request.user.has_perms([VIEW_RECORDS, "monitoring.export_requestrecord"]),
         "may_see_alerts": request.user.has_perm("monitoring.view_alert"),
