@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -133,7 +133,7 @@ def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> I
 
     Raises redis.RedisError and TooManyWaiting.
     """
-    holders = _ledger_holders()
+    holders = ledger_holders()
     with closing(LedgerStore(settings.REDIS_URL)) as store:
         for month in months:
             suspects = _look(store, month, holders)
@@ -171,7 +171,7 @@ def ledgers_fix(differences: Iterable[LedgerDifference]) -> list[LedgerDifferenc
     return certain
 
 
-def _ledger_holders() -> list[Holder]:
+def ledger_holders() -> list[Holder]:
     """List all owners of ledgers. The rotations of a key share one ledger, under the name of the last key."""
     found = [Holder(account_subject(each), each.pk, f"account {each.name}") for each in Account.objects.order_by("pk")]
     keys = ApiKey.objects.select_related("account").order_by("pk").iterator()
@@ -272,13 +272,17 @@ def unwritten(uses: Uses) -> dict[Owner, Amount]:
                 replaced.append(Use(row.revision, row.account_id, row.key_id, row.model, amount))
             else:
                 del changes[row.pk]
+    return by_owner([*changes.values(), *replaced])
+
+
+def by_owner(uses: Sequence[Use]) -> dict[Owner, Amount]:
+    """Sum uses by the owners of the ledgers that they count against."""
     sums: dict[Owner, Amount] = defaultdict(Amount)
-    every = [*changes.values(), *replaced]
-    keys = ApiKey.objects.filter(pk__in={use.key_id for use in every})
+    keys = ApiKey.objects.filter(pk__in={use.key_id for use in uses})
     makers = api_key_makers(keys)
     # The keys that a key's use counts against, each by the first key of its rotation.
     counted = {key.pk: [each.limits_id for each in (key, *makers[key.pk])] for key in keys}
-    for use in every:
+    for use in uses:
         for model in (None, use.model):
             sums["account", use.account_id, model] += use.amount
             for first in counted.get(use.key_id, [use.key_id]):

@@ -37,7 +37,7 @@ from monitoring.rollups.queries import (
     usage_series,
     within,
 )
-from monitoring.rollups.verify import span_of_log
+from monitoring.rollups.verify import has_usage_between, span_of_log
 
 #: Accounts that the page lists, of which the others are added up; and those of one batch of the CSV, which has all.
 LISTED, BATCH = 100, 500
@@ -339,7 +339,7 @@ def log_check(report: Report, account_id: int | None = None, *, is_wanted: bool 
     """Compare a report with the log if that takes a fraction of a second, or a few seconds if it `is_wanted`."""
     period, now, requests = report.period, timezone.now(), report.total.now.requests
     first, _ = span_of_log()
-    if requests and (first == EPOCH or _has_usage(period.begin, first)):
+    if requests and (first == EPOCH or has_usage_between(period.begin, first)):
         return LogCheck(now, problem="the log no longer has all requests of this period")
     if requests > CHECKED_AT_MOST:
         return LogCheck(now, problem="it has too many requests for this page: run manage.py check_rollups")
@@ -351,14 +351,6 @@ def log_check(report: Report, account_id: int | None = None, *, is_wanted: bool 
         kept = _sum(begin, end, scope)
         logged, cost = log_totals(records_within(begin, end, scope))
     return LogCheck(now, logged, cost, (kept.requests, kept.cost))
-
-
-def _has_usage(begin: datetime, end: datetime) -> bool:
-    """Return whether there are rollups of days in a span, whose first day may have lost records of the log."""
-    days = Rollup.objects.filter(
-        grain=Rollup.Grain.PLATFORM_DAY, start__gte=floor(begin, DAY), start__lt=floor(end, DAY)
-    )
-    return days.exists()
 
 
 #: The columns of the report and of its CSV, named as in the CSV of a key's holder.

@@ -150,6 +150,14 @@ def span_of_log() -> tuple[datetime, datetime]:
     return first, datetime_of(floor(edges["last"], DAY) + DAY)
 
 
+def has_usage_between(begin: datetime, end: datetime) -> bool:
+    """Return whether there are rollups of days in a span, whose first day may have lost records of the log."""
+    days = Rollup.objects.filter(
+        grain=Rollup.Grain.PLATFORM_DAY, start__gte=floor(begin, DAY), start__lt=floor(end, DAY)
+    )
+    return days.exists()
+
+
 def _of_day(day: int) -> list[Difference]:
     """Compare the rows of one day."""
     records = RequestRecord.objects.filter(admitted_at__gte=datetime_of(day), admitted_at__lt=datetime_of(day + DAY))
