@@ -42,6 +42,8 @@ class Route:
     rates: Rates | None
     is_azure: bool = False
     is_anthropic: bool = False
+    #: The style of a provider whose calls need more than a fixed secret; empty for all others.
+    signed_as: str = ""
     api_version: str = ""
     #: Whether connections are restricted to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
@@ -196,6 +198,7 @@ def _route(deployment: Deployment, rates: Rates | None) -> Route:
         provider=provider.name,
         is_azure=provider.style == Provider.Style.AZURE,
         is_anthropic=provider.style == Provider.Style.ANTHROPIC,
+        signed_as=provider.style if provider.style in (Provider.Style.VERTEX, Provider.Style.BEDROCK) else "",
         api_version=provider.api_version,
         is_guarded=not provider.from_environment,
         base_url=provider.base_url,

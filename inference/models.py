@@ -51,6 +51,8 @@ class Provider(RequestLimits):
         OPENAI = "openai", "OpenAI and compatible"
         AZURE = "azure", "Azure OpenAI"
         ANTHROPIC = "anthropic", "Anthropic and compatible"
+        VERTEX = "vertex", "Google Vertex AI, by Google's credentials"
+        BEDROCK = "bedrock", "Amazon Bedrock, signed by AWS credentials"
 
     name = models.SlugField(max_length=50, unique=True)
     style = models.CharField(max_length=20, choices=Style.choices, default=Style.OPENAI)
@@ -109,11 +111,13 @@ class Provider(RequestLimits):
         return [name for name in self.secret_variables if not os.environ.get(name)]
 
     def clean(self) -> None:
-        """Refuse URLs of this machine or a cloud's metadata service, and Azure without an API version."""
+        """Refuse URLs of this machine or a cloud's metadata service, and what does not fit the style."""
         if not self.from_environment:
             validate_provider_url(self.base_url)
         if self.style == self.Style.AZURE and not self.api_version:
             raise ValidationError({"api_version": "Azure needs one, such as 2024-10-21."})
+        if self.style in (self.Style.VERTEX, self.Style.BEDROCK) and self.api_key_variable:
+            raise ValidationError({"api_key_variable": "This style has credentials of its own: leave it empty."})
 
 
 class Model(models.Model):

@@ -20,6 +20,7 @@ from inference.catalog import provider_route
 from inference.models import MODEL_NAME, Deployment, Model, Provider
 from inference.seeds import OPENAI_URL, listed_context, listed_prices
 from inference.services import ModelAtProvider
+from inference.upstream.authentication import missing_library
 from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed
 
@@ -60,6 +61,23 @@ PRESETS = {
         api_version="2024-10-21",
         note="Azure lists its whole catalog, not your deployments: add yours by name.",
     ),
+    "gemini": Preset(
+        *("Google Gemini", "gemini", "https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+    ),
+    "vertex": Preset(
+        "Google Vertex AI",
+        "vertex",
+        "https://LOCATION-aiplatform.googleapis.com/v1/projects/PROJECT/locations/LOCATION/endpoints/openapi",
+        style=Provider.Style.VERTEX,
+        note="Replace LOCATION and PROJECT. Google's credentials come from GOOGLE_APPLICATION_CREDENTIALS or the "
+        "machine, and need requirements-clouds.txt. It lists no models: add yours by name, such as "
+        "google/gemini-2.5-flash.",
+    ),
+    "bedrock": Preset(
+        *("Amazon Bedrock", "bedrock", "https://bedrock-runtime.REGION.amazonaws.com/openai/v1", "BEDROCK_API_KEY"),
+        note="Replace REGION. With a Bedrock API key, the style is that of OpenAI. To sign with AWS credentials, take "
+        "Amazon's style, leave the variable empty, and install requirements-clouds.txt.",
+    ),
     "mistral": Preset("Mistral", "mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
     "groq": Preset("Groq", "groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
     "openrouter": Preset("OpenRouter", "openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
@@ -88,6 +106,8 @@ class Listing:
 
 def provider_models(provider: Provider) -> Listing:
     """Ask a provider, which may be unsaved, for its models."""
+    if library := missing_library(provider.style):
+        return Listing(trouble=f"{library}, and restart web and worker.")
     missing = provider.missing_variables
     if missing:
         names = " and ".join(missing)

@@ -71,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     chosen = [part for part in arguments if part != "--full"]
     try:
-        python = install.ensure_environment(ROOT, [install.BASE, install.DEVELOPMENT, install.LOCAL, install.EMBEDDED])
+        files = [install.BASE, install.DEVELOPMENT, install.LOCAL, install.EMBEDDED, install.CLOUDS]
+        python = install.ensure_environment(ROOT, files)
         needs_browser = not chosen or any(part.startswith(("tests", "./tests")) for part in chosen)
         for package in ("libgomp1", *(("libatomic1", "chromium") if needs_browser else ())):
             install.ensure_debian_package(ROOT, package)

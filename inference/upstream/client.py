@@ -28,6 +28,7 @@ from core.telemetry.trace import passed_on
 from inference.catalog import Route
 from inference.protocols.events import BrokenStream, read_opening
 from inference.protocols.translation import DAMAGED
+from inference.upstream.authentication import signed_headers
 from inference.upstream.errors import ATTEMPT_EXCEPTIONS, AttemptFailed, ErrorAnswer, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, Response
 
@@ -254,10 +255,13 @@ class Upstream:
         if body is not None:
             content = to_json(body)
             yield_to_others(len(content))
+        sent = {**prepared.headers, **UNCOMPRESSED, **headers, **passed_on()}
+        if route.signed_as:
+            sent = signed_headers(route.signed_as, prepared.method, prepared.url, sent, content)
         response = self._transport.open(
             prepared.method,
             prepared.url,
-            {**prepared.headers, **UNCOMPRESSED, **headers, **passed_on()},
+            sent,
             content,
             connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT),
             read=seconds,

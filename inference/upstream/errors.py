@@ -26,6 +26,7 @@ import structlog
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Route
 from inference.protocols.base import ProviderError, UnfitAnswer
+from inference.upstream.authentication import NoCredentials
 from inference.upstream.transport import NotConnected
 from inference.usage import Usage
 
@@ -145,7 +146,9 @@ class ErrorAnswer(Exception):
 
 
 #: The exceptions of a failed call: those of the connection, of errors in answers, and of invalid answers.
-ATTEMPT_EXCEPTIONS = (NotConnected, OSError, HTTPException, ErrorAnswer, ProviderError, ValueError, RecursionError)
+ATTEMPT_EXCEPTIONS = (
+    *(NotConnected, NoCredentials, OSError, HTTPException, ErrorAnswer, ProviderError, ValueError, RecursionError),
+)
 
 
 class Deadline:
@@ -320,6 +323,8 @@ def failed_attempt(error: Exception, route: Route) -> AttemptFailed:
         )
         if isinstance(reason, TimeoutError):
             failed = AttemptFailed(UNCONNECTED, cause="connect timeout")
+    elif isinstance(error, NoCredentials):
+        failed = AttemptFailed(MISCONFIGURED, cause=str(error))
     elif isinstance(error, TimeoutError):
         failed = AttemptFailed(TIMED_OUT, cause="timeout")
     else:
