@@ -34,8 +34,11 @@ from core.times import month_end, month_of
 WINDOWS = {"requests": MINUTE // SECOND, "tokens": TOKEN_WINDOW_SECONDS}
 
 
-def refusal_error(refusal: Refusal) -> ApiError:
-    """Return the error for a refusal: a 429, or a 400 if the bound could never fit."""
+def refusal_error(refusal: Refusal, needed: Amount | None = None) -> ApiError:
+    """Return the error for a refusal: a 429, or a 400 if the bound could never fit.
+
+    `needed` is the most that the refused call may use; of a budget, the error says it.
+    """
     blocking = LimitUsage(refusal.limit, refusal.subject, refusal.limit_value, refusal.used, refusal.reset_at)
     extra = {"limit": {name: value for name, value in blocking.as_json().items() if name != "remaining"}}
     error: ApiError
@@ -44,6 +47,14 @@ def refusal_error(refusal: Refusal) -> ApiError:
         error.extra.update(extra)
     else:
         error = LIMITS[refusal.limit].error(retry_after=refusal.retry_after, extra=extra)
+        if needed is not None and LIMITS[refusal.limit].is_budget and blocking.remaining:
+            most = needed.cost if blocking.is_money else needed.tokens
+            extra["limit"]["needed"] = blocking.amount(most)
+            write = money if blocking.is_money else "{:,} tokens".format
+            error.detail = (
+                f"What is left of the monthly budget, {write(blocking.remaining)}, does not cover this call, "
+                f"which may use up to {write(most)}. Ask for fewer tokens, or wait until the month ends (UTC)."
+            )
     if refusal.subject.maker:
         error.detail += f" This is a limit of {blocking.holder}."
     error.refusal = refusal

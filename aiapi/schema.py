@@ -69,6 +69,9 @@ class LimitBody(serializers.Serializer[Any]):
     used = serializers.JSONField(help_text="In the limit's unit; money as a text in US dollars.")
     limit = serializers.JSONField(help_text="In the same unit.")
     reset = serializers.IntegerField(help_text="When the limit resets, in seconds since the epoch.")
+    needed = serializers.JSONField(
+        required=False, help_text="Of a budget that does not cover the call: the most that the call may use."
+    )
 
 
 class ErrorBody(serializers.Serializer[Any]):

@@ -307,7 +307,8 @@ class Call:
         self.bound = bound
         answer = self._reserve(bound)
         if isinstance(answer, Refusal):
-            raise refusal_error(answer)
+            output = bound.output_tokens if bound.minimum_output is None else bound.minimum_output
+            raise refusal_error(answer, bound.at(output))
         return answer if isinstance(answer, InFlight) else None
 
     def covers_another(self) -> bool:

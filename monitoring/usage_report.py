@@ -140,7 +140,8 @@ def _months_after(first: datetime, months: int) -> datetime:
 class Line:
     """The figures of an account, a model or all, those of the time before, and the cost of a day at the present `pace`.
 
-    `budget` is an account's for this month; None for none, and for any other line or period.
+    `budget` is an account's for this month; None for none, and for any other line or period. Calls above it are
+    refused: the pace is without what is `refused`, and `reached` says when that begins.
     """
 
     period: Period
@@ -152,6 +153,8 @@ class Line:
     pace: float = 0.0
     models: list[Line] = field(default_factory=list)
     budget: int | None = None
+    refused: float = 0.0
+    reached: str = ""
 
     @property
     def shown_change(self) -> str:
@@ -174,16 +177,23 @@ class Line:
 
     @property
     def shown_forecast(self) -> str:
-        """Format the forecast, with a warning if it exceeds the budget: `⚠ $40.00, reached 1 Dec`."""
+        """Format the forecast, with a warning if the budget ends it: `⚠ $40.00, budget reached 1 Dec`."""
         if self.forecast is None:
             return NOTHING
-        if self.budget is None or max(self.forecast, self.now.cost + 1) <= self.budget:
-            return money(self.forecast)
-        when = "used up now"
-        if self.now.cost < self.budget:
+        return f"\N{WARNING SIGN} {money(self.forecast)}, {self.reached}" if self.reached else money(self.forecast)
+
+    def keep_to_budget(self) -> None:
+        """Take what the budget will refuse out of the paces of an account and its models."""
+        if self.budget is None or self.forecast is None or max(self.forecast, self.now.cost + 1) <= self.budget:
+            return
+        self.reached, left = "budget used up", max(0, self.budget - self.now.cost)
+        if left:
             at = budget_reached_at(self.now.cost, self.budget, self.pace, self.period.until)
-            when = f"reached {at:%-d %b}"
-        return f"\N{WARNING SIGN} {money(self.forecast)}, {when}"
+            self.reached = f"budget reached {at:%-d %b}"
+        kept = left / (self.forecast - self.now.cost) if self.forecast > self.now.cost else 0.0
+        self.refused = self.pace * (1 - kept)
+        for line in (self, *self.models):
+            line.pace *= kept
 
     @property
     def change(self) -> float | None:
@@ -255,9 +265,10 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
         period,
         now=_difference(now, [line.now for line in lines]),
         then=_difference(then, [line.then for line in lines]),
-        pace=max(0.0, pace - sum(line.pace for line in lines)),
+        pace=max(0.0, pace - sum(line.pace + line.refused for line in lines)),
     )
-    return Report(period, lines, Line(period, now=now, then=then, pace=pace), rest, len(ranked), before)
+    total = Line(period, now=now, then=then, pace=max(0.0, pace - sum(line.refused for line in lines)))
+    return Report(period, lines, total, rest, len(ranked), before)
 
 
 def _comparable(period: Period) -> tuple[Period, Spans]:
@@ -311,6 +322,7 @@ def _lines(period: Period, spans: Spans, accounts: Sequence[int]) -> list[Line]:
         whole = Line(period, names[account], account, shown or names[account], now, then, models=lines)
         whole.pace = sum(line.pace for line in lines)
         whole.budget = nano_dollars(budget) if period.has_budgets else None
+        whole.keep_to_budget()
         found.append(whole)
     return found
 

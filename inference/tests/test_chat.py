@@ -248,6 +248,26 @@ def test_it_bills_the_service_tier_that_the_provider_names(
     ]
 
 
+def test_it_says_what_a_call_needs_that_the_rest_of_a_budget_does_not_cover(roomy: Api, upstream: FakeUpstream) -> None:
+    serve("dear", input=0, output=1000)
+    upstream.set(tokens=10)
+    poor = roomy.of(make_key(name="poor", monthly_cost_budget=Decimal("0.03")))
+    asked = {"model": "dear", "messages": [{"role": "user", "content": "hi"}]}
+    assert poor.post("/v1/chat/completions", {**asked, "max_completion_tokens": 20}).status_code == 200
+    refused = poor.post("/v1/chat/completions", {**asked, "max_completion_tokens": 25})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (429, "insufficient_quota")
+    assert error["message"] == (
+        "What is left of the monthly budget, $0.020, does not cover this call, which may use up to $0.025. "
+        "Ask for fewer tokens, or wait until the month ends (UTC)."
+    )
+    assert (error["limit"]["used"], error["limit"]["needed"]) == ("0.010000000", "0.025000000")
+    for most in (20, 10):
+        assert poor.post("/v1/chat/completions", {**asked, "max_completion_tokens": most}).status_code == 200
+    refused = poor.post("/v1/chat/completions", {**asked, "max_completion_tokens": 1})
+    assert refused.json()["error"]["message"] == "The monthly budget is exhausted."
+
+
 def test_it_refuses_a_service_tier_without_a_price(roomy: Api, upstream: FakeUpstream) -> None:
     serve("tiered", input=3, output=5).prices.update(flex_factor=Decimal("0.5"))
     asked = {"model": "tiered", "messages": [{"role": "user", "content": "hi"}]}

@@ -242,10 +242,13 @@ def test_it_marks_who_will_exceed_a_budget(site: Client, cast: Cast) -> None:
         recorded(cast.owner, admitted_at=micros_at(11, day, 12), cost=1_000_000_000)
     (line,) = usage_report(Period.named("this-month", now)).accounts
     assert line.shown_budget == "$25.00"
-    assert re.fullmatch(r"\N{WARNING SIGN} \$\d\d\.\d\d, reached 2[5-7] Nov", line.shown_forecast)
+    assert re.fullmatch(r"\N{WARNING SIGN} \$25\.00, budget reached 2[5-7] Nov", line.shown_forecast)
+    total = usage_report(Period.named("this-month", now)).total
+    assert total.forecast == pytest.approx(25_000_000_000, abs=1_000), "calls above the budget are refused"
+    assert sum(model.forecast or 0 for model in line.models) == pytest.approx(25_000_000_000, abs=1_000)
     Account.objects.filter(name="acme").update(monthly_cost_budget="20")
     (line,) = usage_report(Period.named("this-month", now)).accounts
-    assert line.shown_forecast.endswith(", used up now")
+    assert line.shown_forecast.endswith(", budget used up")
     Account.objects.filter(name="acme").update(monthly_cost_budget="99")
     (line,) = usage_report(Period.named("this-month", now)).accounts
     assert line.shown_forecast.startswith("$")
