@@ -52,6 +52,13 @@ def provider() -> Iterator[ScriptedProvider]:
 
 
 @pytest.fixture(scope="session")
+def providers(provider: ScriptedProvider) -> Iterator[dict[str, ScriptedProvider]]:
+    """Return a provider of each style: that of `platform`, and one like Anthropic."""
+    with scripted_provider() as running:
+        yield {"openai": provider, "anthropic": running}
+
+
+@pytest.fixture(scope="session")
 def spare() -> Iterator[ScriptedProvider]:
     """Run the provider of its second deployments."""
     with scripted_provider() as running:

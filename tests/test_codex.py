@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.formats import Messages, Use
 from tests.npm import npm_install, run_node
 from tests.running import Asked, Platform, Reply, ScriptedProvider, Served, event, wait_until
 from tests.servers import ROOT
 
 #: A model that Codex knows nothing of, and two of those that it sends other kinds of tools.
 OWN, OLDER, NEWER = "our-model", "gpt-5.5", "gpt-6.2-sol"
+#: A model at a provider with Anthropic's format.
+CLAUDE = "our-claude"
 SETTINGS = re.search(r"```toml\n(# ~/\.codex/config\.toml.*?)```", (ROOT / "docs" / "openai.md").read_text(), re.DOTALL)
 SAYS_DONE = {
     "type": "message",
@@ -66,17 +69,20 @@ class Ran:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _served(platform: Platform, provider: ScriptedProvider) -> None:
-    platform.add([Served(name, [provider.base_url]) for name in (OWN, OLDER, NEWER)], account="codex")
+def _served(platform: Platform, providers: dict[str, ScriptedProvider]) -> None:
+    served = [Served(name, [providers["openai"].base_url]) for name in (OWN, OLDER, NEWER)]
+    served.append(Served(CLAUDE, [providers["anthropic"].base_url], provider={"style": "anthropic"}))
+    platform.add(served, account="codex", max_output_tokens=32000)
 
 
 @pytest.fixture
-def run_codex(platform: Platform, provider: ScriptedProvider, tmp_path: Path) -> Callable[..., Ran]:
+def run_codex(platform: Platform, providers: dict[str, ScriptedProvider], tmp_path: Path) -> Callable[..., Ran]:
     """Return a function that runs Codex on a model which answers by a script; nothing but this machine is reached."""
     program = npm_install("codex") / "node_modules" / "@openai" / "codex" / "bin" / "codex.js"
     arguments = ["exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
 
     def run(model: str, *replies: Reply, without: str = "") -> Ran:
+        provider = providers["anthropic" if model == CLAUDE else "openai"]
         provider.script(model, *replies)
         assert SETTINGS is not None
         settings = SETTINGS.group(1).replace("https://your.host/v1", f"{platform.service.base_url}/v1")
@@ -104,6 +110,21 @@ def test_it_runs_a_command_and_reads_its_output(platform: Platform, run_codex: C
     assert {tool["type"] for tool in group["tools"]} == {"function"}, "it goes on as Codex sent it"
     query = f"SELECT status, input_tokens, usage_source FROM monitoring_requestrecord WHERE model = '{OWN}'"  # noqa: S608
     whole = {"status": 200, "input_tokens": 1000, "usage_source": "provider"}
+    wait_until(lambda: platform.rows(query) == [whole, whole], "the records of both calls")
+
+
+def test_it_does_the_same_by_a_provider_with_anthropics_format(
+    platform: Platform, run_codex: Callable[..., Ran]
+) -> None:
+    form = Messages()
+    command = Use("exec_command", {"cmd": "echo counted-$((40 + 2)) | tee out.txt"})
+    ran = run_codex(CLAUDE, form.stream(command), form.stream("That is all."))
+    assert (ran.done.returncode, ran.said) == (0, "That is all."), ran.done.stdout + ran.done.stderr
+    assert (ran.folder / "out.txt").read_text() == "counted-42\n"
+    assert "counted-42" in json.dumps(form.results(ran.calls[-1]))
+    assert ran.calls[0].path == "/v1/messages"
+    query = f"SELECT endpoint, status, usage_source FROM monitoring_requestrecord WHERE model = '{CLAUDE}'"  # noqa: S608
+    whole = {"endpoint": "v1.responses", "status": 200, "usage_source": "provider"}
     wait_until(lambda: platform.rows(query) == [whole, whole], "the records of both calls")
 
 

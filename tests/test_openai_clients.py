@@ -21,6 +21,9 @@ from tests.npm import npm_install, run_node
 from tests.running import Platform, Served, wait_until
 
 MODEL, EMBEDDER, SPARE = "sdk-chat", "sdk-embedder", "sdk-spare"
+#: A model at a provider with Anthropic's format.
+CLAUDE = "sdk-claude"
+ON_BOTH = pytest.mark.parametrize("model", [MODEL, CLAUDE])
 ANSWER = "You said: hello there"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello there"}]
 ADD: ChatCompletionToolParam = {
@@ -45,8 +48,15 @@ class Address(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def key(platform: Platform, fake: FakeUpstream) -> str:
+def claude() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def key(platform: Platform, fake: FakeUpstream, claude: FakeUpstream) -> str:
     served = [
+        Served(CLAUDE, [claude.base_url], provider={"style": "anthropic"}),
         Served(MODEL, [fake.base_url]),
         Served(EMBEDDER, [fake.base_url], kind="embedding"),
         Served(SPARE, [f"http://127.0.0.1:{free_port()}/v1", fake.base_url]),
@@ -63,8 +73,9 @@ def client(platform: Platform, key: str, fake: FakeUpstream) -> Iterator[openai.
     fake.reset()
 
 
-def test_it_chats(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES)
+@ON_BOTH
+def test_it_chats(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=MESSAGES)
     assert answer.choices[0].message.content == ANSWER
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -104,58 +115,67 @@ def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, fa
     assert (sent["seed"], sent["stop"], sent["top_p"], sent["of_next_year"]) == (7, ["\n"], 0.9, {"a": 1})
 
 
-def test_it_streams(client: openai.OpenAI) -> None:
+@ON_BOTH
+def test_it_streams(client: openai.OpenAI, model: str) -> None:
     options: dict[str, Any] = {"stream_options": {"include_usage": True}}
-    chunks = list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **options))
+    chunks = list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True, **options))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ANSWER
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 6
-    plain = list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
+    plain = list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True))
     assert [chunk for chunk in plain if chunk.usage or not chunk.choices] == []
 
 
-def test_it_streams_with_the_client_s_own_helper(client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(model=MODEL, messages=MESSAGES) as stream:
+@ON_BOTH
+def test_it_streams_with_the_client_s_own_helper(client: openai.OpenAI, model: str) -> None:
+    with client.chat.completions.stream(model=model, messages=MESSAGES) as stream:
         kinds = {event.type for event in stream}
         assert stream.get_final_completion().choices[0].message.content == ANSWER
     assert {"chunk", "content.delta", "content.done"} <= kinds
 
 
-def test_it_calls_tools(client: openai.OpenAI) -> None:
+@ON_BOTH
+def test_it_calls_tools(client: openai.OpenAI, model: str) -> None:
     forced: Any = {"type": "function", "function": {"name": "add"}}
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, tools=[ADD], tool_choice=forced)
+    answer = client.chat.completions.create(model=model, messages=MESSAGES, tools=[ADD], tool_choice=forced)
     call = (answer.choices[0].message.tool_calls or [])[0]
     assert call.type == "function"
-    assert (call.function.name, call.function.arguments) == ("add", '{"a": 0, "b": 0}')
+    assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 0, "b": 0})
     result: list[ChatCompletionMessageParam] = [
         *MESSAGES,
         {"role": "assistant", "tool_calls": [call.model_dump()]},  # type: ignore[list-item]
         {"role": "tool", "tool_call_id": call.id, "content": "0"},
     ]
-    assert client.chat.completions.create(model=MODEL, messages=result, tools=[ADD]).choices[0].message.content
+    assert client.chat.completions.create(model=model, messages=result, tools=[ADD]).choices[0].message.content
 
 
-def test_it_streams_tool_calls(client: openai.OpenAI) -> None:
+@ON_BOTH
+def test_it_streams_tool_calls(client: openai.OpenAI, model: str) -> None:
     forced: Any = {"type": "function", "function": {"name": "add"}}
-    with client.chat.completions.stream(model=MODEL, messages=MESSAGES, tools=[ADD], tool_choice=forced) as stream:
+    with client.chat.completions.stream(model=model, messages=MESSAGES, tools=[ADD], tool_choice=forced) as stream:
         call = (stream.get_final_completion().choices[0].message.tool_calls or [])[0]
     assert call.function.arguments == '{"a": 0, "b": 0}'
 
 
-def test_it_parses_into_a_pydantic_model(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.parse(model=MODEL, messages=MESSAGES, response_format=Address)
+@ON_BOTH
+def test_it_parses_into_a_pydantic_model(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Address)
     assert answer.choices[0].message.parsed == Address(street="hello there", number=0)
+
+
+def test_it_parses_a_response_into_a_pydantic_model(client: openai.OpenAI) -> None:
     response = client.responses.parse(model=MODEL, input="hello there", text_format=Address)
     assert response.output_parsed == Address(street="hello there", number=0)
 
 
-def test_it_works_asynchronously(platform: Platform, key: str, client: openai.OpenAI) -> None:
+@ON_BOTH
+def test_it_works_asynchronously(platform: Platform, key: str, client: openai.OpenAI, model: str) -> None:
     async def talk() -> tuple[list[str | None], str]:
         async with openai.AsyncOpenAI(base_url=f"{platform.service.base_url}/v1", api_key=key, max_retries=0) as sdk:
             ask = sdk.chat.completions.create
-            answers = await asyncio.gather(*(ask(model=MODEL, messages=MESSAGES) for _ in range(10)))
+            answers = await asyncio.gather(*(ask(model=model, messages=MESSAGES) for _ in range(10)))
             said = ""
-            async for chunk in await ask(model=MODEL, messages=MESSAGES, stream=True):
+            async for chunk in await ask(model=model, messages=MESSAGES, stream=True):
                 said += chunk.choices[0].delta.content or ""
             return [answer.choices[0].message.content for answer in answers], said
 

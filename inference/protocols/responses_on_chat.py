@@ -65,6 +65,7 @@ class ResponsesOnChat(Translation):
 
     target = chat_protocol
     fields: Mapping[str, str] = {
+        "client_metadata": "left out: Codex describes itself in it",
         "include": "left out: reasoning is always returned as `encrypted_content`",
         "input": "`messages`: texts and images, calls of functions and custom tools with their outputs, and reasoning "
         "that came from here. Other items are refused",
