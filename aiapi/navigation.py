@@ -1,7 +1,7 @@
 """The admin's sidebar, tabs, brand and command palette, for django-unfold (settings.UNFOLD).
 
 An entry is shown to users who have its permission. The command palette finds lists and actions by their names, accounts
-and keys by how their names begin, and requests by id.
+and keys by how their names begin, models, providers and tiers by any part of theirs, and requests by id.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from unfold.dataclasses import SearchResult
 
 from accounts.admin.base import change_url
 from accounts.keys import SHOWN_PREFIX
-from accounts.models import Account, ApiKey
+from accounts.models import Account, ApiKey, Tier
 from core.formats import utc_text
+from inference.models import Model, Provider
 from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert, RequestRecord
 from monitoring.selectors import ids_with_prefix
 
@@ -63,6 +64,12 @@ ACTIONS = [
     ("Usage report", "bar_chart", "usage_report", f"{VIEW_ROLLUPS} {VIEW_RECORDS}"),
     ("Export usage", "download", "monitoring_requestrecord_export_usage", "monitoring.export_requestrecord"),
 ]
+#: Other objects that it finds by a part of their name: kind, icon, model, field, permission.
+NAMED: tuple[tuple[str, str, Any, str, str], ...] = (
+    ("Model", "neurology", Model, "public_name", "inference.view_model"),
+    ("Provider", "cloud", Provider, "name", "inference.view_provider"),
+    ("Tier", "layers", Tier, "name", "accounts.view_tier"),
+)
 #: The most results of one kind in the command palette.
 MOST = 8
 
@@ -147,6 +154,10 @@ def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
             yield SearchResult(
                 f"{key.account} / {key.name} ({key.masked})", f"Key, {key.state}", change_url(key), "key"
             )
+    for kind, icon, model, field, permission in NAMED:
+        if request.user.has_perm(permission):
+            for found in model.objects.filter(**{f"{field}__icontains": typed}).order_by(field)[:MOST]:
+                yield SearchResult(str(found), kind, change_url(found), icon)
     if request.user.has_perm(VIEW_RECORDS):
         for record in RequestRecord.objects.filter(Q(label=term) | Q(pk__in=ids_with_prefix(term)))[:MOST]:
             title = f"{record.status} {record.endpoint}, {record.account_name}, {utc_text(record.admitted_at)}"

@@ -482,8 +482,9 @@ class DeploymentAdmin(CatalogAdmin):
 class PriceAdmin(CatalogAdmin):
     """All prices: past, current and future."""
 
-    list_display = ("deployment", "prompts", "begins", "state", "input", "cached_input", "output")
-    list_filter = ("deployment__provider",)
+    list_display = ("deployment", "model_link", "prompts", "begins", "state", "input", "cached_input", "output")
+    list_filter = ("deployment__provider", "deployment__model")
+    ordering = ("deployment__model__public_name", "deployment", "-valid_from", "above_tokens")
     list_select_related = ("deployment__provider", "deployment__model")
     search_fields = ("deployment__upstream_name", "deployment__model__public_name")
     autocomplete_fields = ("deployment",)
@@ -508,6 +509,7 @@ class PriceAdmin(CatalogAdmin):
         rows: QuerySet[Any] = super().get_queryset(request).annotate(is_in_force=in_force)
         return rows
 
+    model_link = column("model", lambda price: link(price.deployment.model), ordering="deployment__model__public_name")
     begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
     input = column("input per million", lambda price: price_text(price.input_per_million), ordering="input_per_million")
     cached_input = column(

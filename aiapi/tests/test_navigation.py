@@ -9,7 +9,8 @@ from django.core.cache import cache
 from django.test import Client
 from django.utils import timezone
 
-from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
+from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff, make_tier
+from inference.models import Model, Provider
 from monitoring.models import Alert
 from monitoring.tests.samples import recorded
 
@@ -64,6 +65,22 @@ def test_it_counts_open_alerts() -> None:
             kind=Alert.Kind.ERRORS, subject=f"errors {number}", title="t", text="t", began_at=timezone.now()
         )
     assert "uppercase min-w-[18px]" in shown(client, "/admin/accounts/tier/")
+
+
+def test_it_finds_models_providers_and_tiers_by_a_part_of_their_name() -> None:
+    tier, provider = (
+        make_tier("business-plus"),
+        Provider.objects.create(name="blue-cloud", base_url="https://a.example.com"),
+    )
+    model = Model.objects.create(public_name="assistant-large")
+    client, few = logged_in(make_admin()), logged_in(make_staff("accounts.view_account"))
+    for term, url in (
+        ("plus", f"/admin/accounts/tier/{tier.pk}/change/"),
+        ("cloud", f"/admin/inference/provider/{provider.pk}/change/"),
+        ("large", f"/admin/inference/model/{model.pk}/change/"),
+    ):
+        assert url in found(client, term)
+        assert url not in found(few, term)
 
 
 def test_it_finds_accounts_keys_requests_and_actions() -> None:
