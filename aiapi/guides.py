@@ -30,6 +30,7 @@ GUIDES = {
     "usage": ("usage.md", "Tokens and prices"),
 }
 #: The address and the key of the examples, which the page replaces by its own.
+HOST = "https://your.host"
 EXAMPLE_HOST, EXAMPLE_KEY = "localhost:8000", "dev_key_123"
 SCROLLING = '<div class="scroll" tabindex="0" role="region" aria-label="Table">'
 FILE_LINK = re.compile(r"(?:\.\./)?(?:guides/)?(\w+)\.md(#.*)?")
@@ -74,9 +75,14 @@ def _code_block(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
 
 
 def _point_links_here(tokens: list[Token]) -> None:
-    """Point links between files at their pages, and leave the text only of links to files that have none."""
+    """Point links between files at their pages, and leave the text only of links to files that have none.
+
+    A link whose text is a file's name gets the page's title.
+    """
     is_text = False
     for token in tokens:
+        if token.type == "text" and (named := FILE_LINK.fullmatch(token.content)) and named[1] in GUIDES:
+            token.content = GUIDES[named[1]][1]
         if token.type == "link_open":
             found = FILE_LINK.fullmatch(str(token.attrGet("href")))
             is_text = found is not None and found[1] not in GUIDES
@@ -90,5 +96,5 @@ def _point_links_here(tokens: list[Token]) -> None:
 
 def guide_html(name: str, *, origin: str, demo_key: str) -> str:
     """Return a guide's HTML whose examples have the service's origin, and its demo key if there is one."""
-    html = guide(name).html.replace(f"http://{EXAMPLE_HOST}", escape(origin))
+    html = guide(name).html.replace(f"http://{EXAMPLE_HOST}", escape(origin)).replace(HOST, escape(origin))
     return html.replace(EXAMPLE_HOST, escape(origin)).replace(EXAMPLE_KEY, demo_key or "YOUR_KEY")

@@ -11,8 +11,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
+from django.contrib import admin
 from django.db.models import Q
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
 from django.urls import reverse
 from unfold.dataclasses import SearchResult
 
@@ -27,7 +30,7 @@ from monitoring.selectors import ids_with_prefix
 #: Groups of entries: title, icon, URL name below `admin:`, permission ("": everybody), or one of several.
 SIDEBAR = {
     "Overview": [
-        ("Dashboard", "dashboard", "index", ""),
+        ("Dashboard", "dashboard", "index", VIEW_RECORDS),
         ("Requests", "receipt_long", "monitoring_requestrecord_changelist", VIEW_RECORDS),
         ("Alerts", "notifications", "monitoring_alert_changelist", "monitoring.view_alert"),
     ],
@@ -55,7 +58,7 @@ QUERIES = {"monitoring_requestrecord_changelist": "?from=-24h"}
 MODEL_TABS = {"Models": "model", "Deployments": "deployment", "Prices": "price"}
 #: What the command palette finds beside lists and objects: title, icon, URL name, permission.
 ACTIONS = [
-    ("Dashboard", "dashboard", "index", ""),
+    ("Dashboard", "dashboard", "index", VIEW_RECORDS),
     ("Add account", "add", "accounts_account_add", "accounts.add_account"),
     ("Add key", "add", "accounts_apikey_add", "accounts.add_apikey"),
     ("Add tier", "add", "accounts_tier_add", "accounts.add_tier"),
@@ -76,6 +79,14 @@ MOST = 8
 
 def _is_allowed(request: HttpRequest, permission: str) -> bool:
     return not permission or any(map(request.user.has_perm, permission.split()))
+
+
+def home(request: HttpRequest) -> HttpResponseBase:
+    """Show the admin's first page: the dashboard, or the usage report to those who may see only that."""
+    user = request.user
+    if user.is_active and user.is_staff and user.has_perm(VIEW_ROLLUPS) and not user.has_perm(VIEW_RECORDS):
+        return redirect("admin:usage_report")
+    return admin.site.index(request)
 
 
 def sidebar(request: HttpRequest) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
 from accounts.api.keys import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
+from aiapi.navigation import home
 from aiapi.pages import DocsView, GuideView, OpenAPIView, PageView, RedocView, RootView
 from inference.api.anthropic import CountTokensView, MessagesView
 from inference.api.native import ChatView, SummarizeView
@@ -74,5 +75,6 @@ urlpatterns = [
     path("admin/dashboard/", admin.site.admin_view(dashboard_sections), name="dashboard_sections"),
     path("admin/dashboard/setup/", admin.site.admin_view(mark_setup), name="dashboard_setup"),
     path("admin/dashboard/sample-data/", admin.site.admin_view(sample_data), name="dashboard_sample_data"),
+    path("admin/", admin.site.admin_view(home)),
     path("admin/", admin.site.urls),
 ]

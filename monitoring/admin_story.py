@@ -15,7 +15,7 @@ from accounts.admin.base import change_url
 from accounts.limits.types import LIMITS, LimitName
 from accounts.models import Account, ApiKey
 from accounts.selectors import account_titles, api_key_makers
-from core.formats import NOTHING, clock_text, exact_money, milliseconds, money, utc_text
+from core.formats import NOTHING, clock_text, count, exact_money, milliseconds, money, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
 from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, outcome_of
@@ -67,6 +67,7 @@ def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
         "neighbours": [(each, "") for each in _neighbours(record)],
         "around": _around(record),
         "details": _details(record),
+        "facts": _facts(record),
         "content": _content(record) if request.user.has_perm("monitoring.view_requestcontent") else None,
     }
 
@@ -185,6 +186,17 @@ def _around(record: RequestRecord) -> dict[str, Any]:
 def _between(begin: datetime, end: datetime) -> str:
     """Return the query of the log for a span of time."""
     return f"?from={begin:%Y-%m-%dT%H:%MZ}&until={end:%Y-%m-%dT%H:%MZ}"
+
+
+def _facts(record: RequestRecord) -> str:
+    """Return tokens, cost and cache in a line; empty for a request that used and saved nothing."""
+    if not (record.input_tokens or record.output_tokens or record.saved_cost):
+        return ""
+    cached = f" ({count(record.cached_tokens)} cached by the provider)" if record.cached_tokens else ""
+    cost = "cost unknown" if record.cost is None else money(nano(record.cost))
+    saved = f"saved {money(nano(record.saved_cost))}" if record.saved_cost else ""
+    tokens = f"{count(record.input_tokens)} tokens in{cached}, {count(record.output_tokens)} out"
+    return " · ".join(filter(None, [tokens, cost, f"cache {record.cache}" if record.cache else "", saved]))
 
 
 def _details(record: RequestRecord) -> list[tuple[str, str]]:
