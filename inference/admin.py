@@ -40,8 +40,10 @@ from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider, prices_in_force
 from inference.prices import SERVICE_TIERS
 from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
+from inference.selectors import recent_calls
 from inference.services import catalog_delete, catalog_save, model_clear_cache, provider_add
 from inference.upstream.breaker import failing
+from monitoring.models import VIEW_RECORDS
 from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = (
@@ -236,8 +238,12 @@ class ProviderAdmin(CatalogAdmin):
         page, provider = DeploymentAdmin(Deployment, self.admin_site), self.get_object(request, unquote(object_id))
         rows = page.get_queryset(request).filter(provider=provider) if page.has_view_permission(request) else []
         states = [(row, page.state(row)) for row in rows]
+        recent = recent_calls() if request.user.has_perm(VIEW_RECORDS) else {}
         more = {
-            "deployments": [(row, state, STATES.get(state, "")) for row, state in states],
+            "deployments": [
+                (row, state, STATES.get(state, ""), recent.get((row.model.public_name, str(row))))
+                for row, state in states
+            ],
             "may_test": self.has_change_permission(request, provider),
         }
         return super().change_view(request, object_id, form_url, {**(extra_context or {}), **more})
@@ -453,6 +459,14 @@ class DeploymentAdmin(CatalogAdmin):
         state = Case(*states, default=Value("OK"))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(breaker_state=state)
         return rows.prefetch_related(Prefetch("prices", prices, to_attr="prices_in_force"))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """Name the model and the provider in the title: several models may have one name there."""
+        row = self.get_object(request, unquote(object_id))
+        title = {"title": f"{row.model} on {row.provider}"} if row is not None else {}
+        return super().change_view(request, object_id, form_url, {**(extra_context or {}), **title})
 
     @display(description="state", label=STATES)
     def state(self, deployment: Any) -> str:

@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from datetime import datetime
-from statistics import median
 
 import structlog
 from django.urls import reverse
 from redis.exceptions import RedisError
 
-from core.formats import milliseconds, money, percent, quantity
-from core.money import nano_dollars
-from inference.call import ANSWERED_BEFORE
+from core.formats import quantity
 from inference.catalog import catalog
 from inference.models import Deployment
-from inference.selectors import deployments_without_price
+from inference.selectors import RecentCalls, deployments_without_price, recent_calls
 from inference.upstream.breaker import BreakerReading, BreakerState, breakers, failing
-from monitoring.models import Alert, RequestRecord
+from monitoring.models import Alert
 from operations.alerts.conditions import alert_subjects, health_subject, shown_cause
-
-#: Latest requests from which the figures of deployments are made.
-LATEST = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class RecentCalls:
-    """A deployment's part in the latest requests.
-
-    `share` is that of its model's calls, `milliseconds` the median to the first token of a stream or to a whole answer,
-    `cost` in nano-dollars, `cached` the share of the input that the provider read from its cache.
-    """
-
-    calls: int
-    share: float
-    milliseconds: float
-    cost: int
-    cached: float
-
-    def __str__(self) -> str:
-        figures = [
-            milliseconds(self.milliseconds),
-            money(self.cost),
-            f"{percent(round(self.cached, 2))} of input cached",
-        ]
-        share = f"{percent(round(self.share, 2))} of the model's latest calls"
-        return " · ".join([share, *figures])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,30 +102,6 @@ def deployment_states() -> list[DeploymentState]:
             )
         )
     return sorted(states, key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
-
-
-def recent_calls() -> dict[tuple[str, str], RecentCalls]:
-    """Return the figures of deployments with recent calls, by the names of model and deployment."""
-    latest = RequestRecord.objects.order_by("-admitted_at", "-pk").only(
-        "model", "deployment", "cache", "first_token_ms", "latency_ms", "cost", "input_tokens", "cached_tokens"
-    )[:LATEST]
-    by_deployment: defaultdict[tuple[str, str], list[RequestRecord]] = defaultdict(list)
-    for record in latest:
-        if record.deployment and record.cache not in ANSWERED_BEFORE:
-            by_deployment[record.model, record.deployment].append(record)
-    of_model: Counter[str] = Counter()
-    for (model, _), records in by_deployment.items():
-        of_model[model] += len(records)
-    return {
-        (model, deployment): RecentCalls(
-            calls=len(records),
-            share=len(records) / of_model[model],
-            milliseconds=median(record.first_token_ms or record.latency_ms for record in records),
-            cost=sum(nano_dollars(record.cost) or 0 for record in records),
-            cached=sum(each.cached_tokens for each in records) / (sum(each.input_tokens for each in records) or 1),
-        )
-        for (model, deployment), records in by_deployment.items()
-    }
 
 
 def _readings() -> dict[int, BreakerReading]:
