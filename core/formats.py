@@ -158,6 +158,7 @@ def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:
     if -60 < since < 1:
         return "just now"
     size, unit = next(each for each in ((86_400, "day"), (3600, "h"), (60, "min"), (1, "s")) if abs(since) >= each[0])
-    number = int(abs(since) // size)
+    is_days_ahead = unit == "day" and since < 0  # a key made for 90 days expires in 90, not in 89
+    number = round(abs(since) / size) if is_days_ahead else int(abs(since) // size)
     text = f"{number} {unit}{'s' if unit == 'day' and number != 1 else ''}"
     return f"{text} ago" if since > 0 else f"in {text}"

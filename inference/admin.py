@@ -367,11 +367,30 @@ class DeploymentInline(TabularInline):
     show_change_link = True
 
 
+def current_prices() -> Prefetch[Any]:
+    """Return the prefetch of deployments' prices that apply now."""
+    prices = Price.objects.filter(prices_in_force(timezone.now())).order_by("above_tokens")
+    return Prefetch("prices", prices, to_attr="prices_in_force")
+
+
+def deployment_price(deployment: Any) -> str:
+    """Return the prices in force for input and output, in US dollars."""
+    if not deployment.prices_in_force:
+        return "no price: costs unknown"
+    price = deployment.prices_in_force[0]
+    return f"{price_text(price.input_per_million)} in, {price_text(price.output_per_million)} out"
+
+
+def usable_of(model: Any) -> list[Any]:
+    """Return the deployments of a model in the list that are on, as their providers are."""
+    return [each for each in model.all_deployments if each.is_enabled and each.provider.is_enabled]
+
+
 @admin.register(Model)
 class ModelAdmin(CatalogAdmin):
     """Models."""
 
-    list_display = ("public_name", "kind", "context", "served_by", "answers_by_default", "state")
+    list_display = ("public_name", "kind", "context", "served_by", "price", "answers_by_default", "state")
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
     fields = ("public_name", "aliases", "kind", "context_size", "routing", "is_default", "is_enabled")
@@ -393,9 +412,9 @@ class ModelAdmin(CatalogAdmin):
         return HttpResponseRedirect(change_url(model))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Read the deployments of all rows in one additional query."""
-        usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True).select_related("provider")
-        prefetch = Prefetch("deployments", usable.order_by("order", "-weight", "id"), to_attr="usable_deployments")
+        """Read the deployments of all rows, and their prices, in two additional queries."""
+        deployments = Deployment.objects.select_related("provider").order_by("order", "-weight", "id")
+        prefetch = Prefetch("deployments", deployments.prefetch_related(current_prices()), to_attr="all_deployments")
         another = Exists(Model.objects.filter(is_default=True, is_enabled=True))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(is_another_default=another)
         return rows.prefetch_related(prefetch)
@@ -409,9 +428,18 @@ class ModelAdmin(CatalogAdmin):
         return INHERITED if is_environments and model.is_enabled and not model.is_another_default else None
 
     context = column("context (tokens)", lambda model: count(model.context_size), ordering="context_size")
-    served_by = column(
-        "served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "No deployment is on"
-    )
+
+    @display(description="served by")
+    def served_by(self, model: Any) -> str:
+        """Show the deployments in the order of routing, and how many others are off."""
+        usable = usable_of(model)
+        off = len(model.all_deployments) - len(usable)
+        return (", ".join(map(str, usable)) or "No deployment is on") + (f" ({off} off)" if off and usable else "")
+
+    @display(description="price per million tokens")
+    def price(self, model: Any) -> str:
+        """Show the price of the deployment that is called first."""
+        return next(map(deployment_price, usable_of(model)), NOTHING)
 
 
 class PriceInline(TabularInline):
@@ -447,7 +475,6 @@ class DeploymentAdmin(CatalogAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read the state of all breakers once, and the prices of all rows in one additional query."""
-        prices = Price.objects.filter(prices_in_force(timezone.now())).order_by("above_tokens")
         try:
             notices = failing()
         except RedisError:  # unknown while the state store is down
@@ -458,7 +485,7 @@ class DeploymentAdmin(CatalogAdmin):
         )
         state = Case(*states, default=Value("OK"))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(breaker_state=state)
-        return rows.prefetch_related(Prefetch("prices", prices, to_attr="prices_in_force"))
+        return rows.prefetch_related(current_prices())
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -485,11 +512,8 @@ class DeploymentAdmin(CatalogAdmin):
 
     @display(description="price per million tokens")
     def price(self, deployment: Any) -> str:
-        """Show the prices in force for input and output, in US dollars."""
-        if not deployment.prices_in_force:
-            return "no price: costs unknown"
-        price = deployment.prices_in_force[0]
-        return f"{price_text(price.input_per_million)} in, {price_text(price.output_per_million)} out"
+        """Show the prices in force."""
+        return deployment_price(deployment)
 
 
 @admin.register(Price)

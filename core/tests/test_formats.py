@@ -16,6 +16,7 @@ NOW = datetime(2026, 12, 1, tzinfo=UTC)
     [
         *((-50, "just now"), (0.5, "just now"), (42, "42 s ago"), (119, "1 min ago"), (7199, "1 h ago")),
         *((-3600, "in 1 h"), (86_400, "1 day ago"), (-12.5 * 86_400, "in 12 days")),
+        *((-90 * 86_400 + 360, "in 90 days"),),
     ],
 )
 def test_it_writes_the_time_since_in_its_largest_unit(seconds: float, text: str) -> None:
