@@ -51,11 +51,13 @@ from accounts.admin.forms import (
 )
 from accounts.admin.lists import TextFilter
 from accounts.explain import explain_key
+from accounts.key_cache import account_subject
 from accounts.keys import SHOWN_PREFIX
-from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS
-from accounts.models import ApiKey
+from accounts.limit_usage import usage_of_scopes
+from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS, LimitName, LimitSet
+from accounts.models import Account, ApiKey
 from accounts.selectors import api_keys_made_by
-from core.formats import NOTHING, price_text, quantity, utc_text
+from core.formats import NOTHING, money, price_text, quantity, utc_text
 from core.network import parse_address
 from core.redaction import PREFIX
 
@@ -78,6 +80,16 @@ PAD, PAD_SECONDS = "issued_key", 300
 def shown_state(key: ApiKey) -> str:
     """Return the state, but `in grace` for a key that will be revoked."""
     return "in grace" if key.state == "active" and key.revoked_at is not None else key.state
+
+
+def cost_left(account_id: int) -> str:
+    """Return what is left of an account's monthly cost budget, as a sentence; "" without a budget."""
+    account = Account.objects.filter(pk=account_id).first()
+    scopes = [LimitSet(account.pk, (account_subject(account),))] if account else []
+    for usage in usage_of_scopes(scopes).limits:
+        if usage.name == LimitName.MONTHLY_COST and usage.limit is not None and usage.remaining is not None:
+            return f"{account} has {money(usage.remaining)} of {money(usage.limit)} left this month."
+    return ""
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -161,7 +173,13 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         """Return the form, for a new key the one with usual times of expiry."""
-        return super().get_form(request, obj, change=change, **({} if obj else {"form": NewKeyForm}), **kwargs)
+        form = super().get_form(request, obj, change=change, **({} if obj else {"form": NewKeyForm}), **kwargs)
+        pk = request.GET.get("account", "")
+        if obj is None and pk.isdecimal() and len(pk) < 10 and request.user.has_perm("accounts.view_account"):
+            field, left = form.base_fields.get("monthly_cost_budget"), cost_left(int(pk))
+            if field is not None and left:
+                field.help_text = f"{field.help_text} {left}".strip()
+        return form
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         """Offer tiers with their limits."""

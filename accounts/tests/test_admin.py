@@ -98,6 +98,12 @@ def test_a_visit_without_the_cookie_leaves_a_new_key_to_be_shown(admin_site: Cli
     assert key_cache.find(issued_in(admin_site.get(shown_at)))
 
 
+def test_it_says_what_the_account_of_a_new_key_has_left(admin_site: Client) -> None:
+    account = make_account(display_name="Acme", monthly_cost_budget=30)
+    shown = page_of(admin_site, f"{KEYS}add/", account=str(account.pk))
+    assert " has $30.00 of $30.00 left this month." in shown
+
+
 def test_it_takes_every_setting_of_a_new_key(admin_site: Client) -> None:
     add(
         admin_site,
