@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 from playwright.sync_api import Browser, Page
 
 from inference.fake_provider import FakeUpstream
@@ -155,3 +156,15 @@ def page(chromium: Browser) -> Iterator[Page]:
 def settings_of(fake: FakeUpstream) -> dict[str, str]:
     """Return the settings that make the fake provider the platform's."""
     return {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-of-the-fake-provider"}
+
+
+@pytest.fixture
+def at_work(
+    prepared: Callable[[], dict[str, str]], fake: FakeUpstream, postgres: Postgres, own_redis: Redis
+) -> Iterator[Site]:
+    """Run a platform of two web workers and no worker, so that records wait until one runs."""
+    fake.reset()
+    with aiapi_server({**prepared(), "REDIS_URL": own_redis.url}, workers=2, prepare=False) as service:
+        yield Site(service, fake, own_redis, postgres)
+    fake.reset()
+    redis.Redis.from_url(own_redis.url).flushall()

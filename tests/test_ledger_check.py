@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-import redis
-
-from inference.fake_provider import FakeUpstream
 from tests.catalogue import Owned
 from tests.ledgers import rows, waiting_records
 from tests.manager import manager
 from tests.processes import wait_until
-from tests.servers import aiapi_server, running_worker
+from tests.servers import running_worker
 from tests.sites import Site
-from tests.stores import Postgres, Redis
 from tests.traffic import Manner, Traffic
 
 CLIENTS = 8
 CHECK = ("check_rollups", "--days", "1")
 AGREE = "The ledgers agree with the records."
-
-
-@pytest.fixture
-def at_work(
-    prepared: Callable[[], dict[str, str]], fake: FakeUpstream, postgres: Postgres, own_redis: Redis
-) -> Iterator[Site]:
-    """Run a platform of two web workers, without a worker that ingests."""
-    fake.reset()
-    with aiapi_server({**prepared(), "REDIS_URL": own_redis.url}, workers=2, prepare=False) as service:
-        yield Site(service, fake, own_redis, postgres)
-    fake.reset()
-    redis.Redis.from_url(own_redis.url).flushall()
 
 
 def load(site: Site, callers: list[Owned]) -> Traffic:

@@ -7,19 +7,13 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
-import redis
-
-from inference.fake_provider import FakeUpstream
 from tests.ledgers import rows, waiting_records
 from tests.processes import wait_until
-from tests.servers import ROOT, aiapi_server, running_worker
+from tests.servers import ROOT, running_worker
 from tests.sites import Site
-from tests.stores import Postgres, Redis
 from tests.traffic import Manner, Traffic
 
 MODEL = "gpt-3.5-turbo"
@@ -31,18 +25,6 @@ Price.objects.all().delete()
 Price.objects.create(deployment=Deployment.objects.get(model__public_name="gpt-3.5-turbo"), input_per_million=2,
                      output_per_million=10, valid_from=timezone.now() - timedelta(hours=1))
 """
-
-
-@pytest.fixture
-def at_work(
-    prepared: Callable[[], dict[str, str]], fake: FakeUpstream, postgres: Postgres, own_redis: Redis
-) -> Iterator[Site]:
-    """Run a platform of two web workers."""
-    fake.reset()
-    with aiapi_server({**prepared(), "REDIS_URL": own_redis.url}, workers=2, prepare=False) as service:
-        yield Site(service, fake, own_redis, postgres)
-    fake.reset()
-    redis.Redis.from_url(own_redis.url).flushall()
 
 
 def span() -> list[str]:

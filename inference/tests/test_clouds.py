@@ -221,4 +221,6 @@ def test_presets_have_the_fields_of_their_style() -> None:
     for name in ("gemini", "vertex", "bedrock", "anthropic"):
         initial = PRESETS[name].initial
         url = initial["base_url"].replace("LOCATION", "eu").replace("PROJECT", "p").replace("REGION", "eu-west-1")
-        Provider(**{**initial, "base_url": url}).clean()
+        provider = Provider(**{**initial, "base_url": url})
+        provider.clean()
+        assert bool(provider.api_key_variable) == (name != "vertex")
