@@ -26,7 +26,7 @@ from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import file_response, usage_export_page
 from monitoring.admin_log import SEARCHED, chips, histogram, quick_filters, ranges, rows
-from monitoring.admin_report import report_page, statement_page
+from monitoring.admin_report import report_page, report_query, statement_page
 from monitoring.admin_story import story
 from monitoring.export import COLUMNS, Format, record_batches
 from monitoring.models import FOUND, OUTCOMES, Outcome, RequestRecord
@@ -241,7 +241,7 @@ class RequestRecordAdmin(KeysetAdmin):
         """Show the page that exports usage as a file; raises PermissionDenied."""
         if not (self.has_export_permission(request) and self.has_view_permission(request)):
             raise PermissionDenied
-        return usage_export_page(self, request)
+        return usage_export_page(self, request, report_query(request))
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 from django import forms
@@ -23,27 +23,28 @@ from accounts.admin.base import ModelAdmin, actor_of, page
 from accounts.audit import audit_event
 from accounts.models import Account
 from monitoring.export import KIND, Format, Row, encoded, usage_batches, usage_columns
-from monitoring.rollups.periods import Unit, month_begin
+from monitoring.rollups.periods import ONE_DAY, Unit, month_begin
 from monitoring.rollups.queries import GROUPS, TooOld
 
 TEMPLATE = "admin/monitoring/usage_export.html"
+#: Accounts that the field offers; others are typed.
+OFFERED = 500
 FORMATS = {Format.CSV: "CSV, for a spreadsheet", Format.JSONL: "JSON Lines, for a program"}
 
 
 class UsageExportForm(forms.Form):
-    """The span, grouping and file format of an export."""
+    """The days, grouping and file format of an export."""
 
-    begin = forms.DateTimeField(
-        label="From",
+    first = forms.DateField(label="From", required=False, widget=UnfoldAdminTextInputWidget(attrs={"type": "date"}))
+    last = forms.DateField(
+        label="To",
         required=False,
-        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-01-31 or 2026-01-31 14:00"}),
-        help_text="UTC. Leave empty for the beginning of this month.",
+        widget=UnfoldAdminTextInputWidget(attrs={"type": "date"}),
+        help_text="Included. Days are those of UTC.",
     )
-    end = forms.DateTimeField(
-        label="Until",
+    account = forms.CharField(
         required=False,
-        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-02-28 or 2026-02-28 14:00"}),
-        help_text="UTC, not included. Leave empty for now. Usage is kept by the quarter hour.",
+        widget=UnfoldAdminTextInputWidget(attrs={"list": "accounts", "placeholder": "all", "autocomplete": "off"}),
     )
     unit = forms.TypedChoiceField(
         label="Group by time",
@@ -54,9 +55,6 @@ class UsageExportForm(forms.Form):
     )
     by = forms.ChoiceField(
         label="Split by", choices=[(name, name) for name in GROUPS], initial="account", widget=UnfoldAdminSelectWidget
-    )
-    account = forms.CharField(
-        required=False, widget=UnfoldAdminTextInputWidget, help_text="Its slug. Leave empty for all accounts."
     )
     file_format = forms.TypedChoiceField(
         label="File",
@@ -76,18 +74,23 @@ class UsageExportForm(forms.Form):
         return account
 
     def clean(self) -> dict[str, Any]:
-        """Fill in the default span; reject one that does not end after it begins."""
+        """Return the span too: from the beginning of this month, until now, where a day is not given."""
         now, wanted = timezone.now(), self.cleaned_data
-        begin: datetime = wanted.get("begin") or month_begin(now)
-        end: datetime = wanted.get("end") or now
+        first, last = wanted.get("first"), wanted.get("last")
+        begin = _midnight(first) if first else month_begin(now)
+        end = _midnight(last) + ONE_DAY if last and last < date.max else now
         if not self.errors and begin >= end:
-            self.add_error("end", "It ends before it begins.")
+            self.add_error("last", "It ends before it begins.")
         return {**wanted, "begin": begin, "end": end}
 
 
-def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBase:
-    """Show the form (the query parameter `account` fills that field), or answer a valid POST with the file."""
-    form = UsageExportForm(request.POST or None, initial={"account": request.GET.get("account", "")})
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time.min, UTC)
+
+
+def usage_export_page(model_admin: ModelAdmin, request: HttpRequest, shown: Mapping[str, str]) -> HttpResponseBase:
+    """Show the form with the days and account `shown` by the report, or answer a valid POST with the file."""
+    form = UsageExportForm(request.POST or None, initial=shown)
     if form.is_valid():
         wanted = form.cleaned_data
         unit, by, account = wanted["unit"], wanted["by"], wanted["account"]
@@ -96,7 +99,7 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
                 begin=wanted["begin"], end=wanted["end"], unit=unit, by=by, account_id=account.pk if account else None
             )
         except TooOld as error:
-            form.add_error("begin", str(error))
+            form.add_error("first", str(error))
         else:
             file_format, is_packed = wanted["file_format"], wanted["is_packed"]
             details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by") if wanted[name]}
@@ -105,8 +108,14 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
             return file_response(
                 usage_columns(by), batches, f"usage-by-{unit}-and-{by}", file_format, is_packed=is_packed
             )
-    back_url = reverse("admin:usage_report")
-    return page(model_admin, request, TEMPLATE, "Export usage", {"form": form, "back_url": back_url})
+    back_url = f"{reverse('admin:usage_report')}?{request.GET.urlencode()}"
+    context = {
+        "form": form,
+        "accounts": Account.objects.order_by("name").only("name", "display_name")[:OFFERED],
+        "back_url": back_url,
+        "opts": None,  # the breadcrumb is the report's, not the log's
+    }
+    return page(model_admin, request, TEMPLATE, "Export usage", context)
 
 
 def file_response(

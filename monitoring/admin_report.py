@@ -74,6 +74,12 @@ def may_see_usage(request: HttpRequest) -> bool:
     return request.user.has_perm(VIEW_ROLLUPS) or request.user.has_perm(VIEW_RECORDS)
 
 
+def report_query(request: HttpRequest) -> dict[str, str]:
+    """Return the first and last day, and the name of the account, that a report's address asks for."""
+    period = ReportForm(request.GET).span(timezone.now())
+    return {**_days(period), "account": request.GET.get("account", "")}
+
+
 def report_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBase:
     """Show the report, or answer `format=csv` with a file of it. Raises PermissionDenied."""
     if not may_see_usage(request):
@@ -135,7 +141,11 @@ def _budget_used(report: Report) -> str:
 
 def _context(period: Period) -> Mapping[str, Any]:
     """Return what both pages show of a period, and the query that names it."""
-    days = {"first": f"{period.begin:%Y-%m-%d}", "last": f"{period.end - ONE_DAY:%Y-%m-%d}"}
+    days = _days(period)
     query = {"period": period.name, **(days if period.name == CUSTOM else {})}
     choices = [(name, text, name == period.name) for name, text in CHOICES.items()]
     return {"period": period, **days, "query": urlencode(query), "choices": choices, "now": timezone.now()}
+
+
+def _days(period: Period) -> dict[str, str]:
+    return {"first": f"{period.begin:%Y-%m-%d}", "last": f"{period.last_day:%Y-%m-%d}"}

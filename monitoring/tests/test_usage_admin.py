@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from monitoring.tests.samples import micros_at, recorded
 pytestmark = pytest.mark.django_db
 LOG = "/admin/monitoring/requestrecord/"
 PAGE = f"{LOG}export-usage/"
-WANTED = {"begin": "2026-11-01", "end": "2026-12-01", "unit": "day", "by": "account", "file_format": "csv"}
+WANTED = {"first": "2026-11-01", "last": "2026-11-30", "unit": "day", "by": "account", "file_format": "csv"}
 
 
 @pytest.fixture
@@ -75,10 +76,10 @@ class TestFile:
         assert response["Content-Disposition"].endswith('.csv.gz"')
         assert gzip.decompress(body_of(response)).count(b"\r\n") == 4
 
-    def test_it_takes_hours_of_a_day(self, site: Client) -> None:
-        span = {"begin": "2026-11-02 04:00", "end": "2026-11-02 06:00"}
+    def test_it_takes_one_day_by_the_hour(self, site: Client) -> None:
+        span = {"first": "2026-11-02", "last": "2026-11-02"}
         starts = [line["start"] for line in lines_of(asked(site, unit="hour", file_format="jsonl", **span))]
-        assert starts == ["2026-11-02T04:00:00Z", "2026-11-02T05:00:00Z"]
+        assert starts == [f"2026-11-02T{hour:02}:00:00Z" for hour in (4, 5, 23)]
 
     def test_it_leaves_an_entry_of_what_was_taken(self, site: Client) -> None:
         body_of(asked(site, account="acme"))
@@ -99,15 +100,15 @@ class TestForm:
     def test_it_gives_this_month_where_no_span_is_named(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner)
         recorded(cast.owner, admitted_at=int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000)
-        (line,) = lines_of(asked(site, begin="", end="", unit="month", file_format="jsonl"))
+        (line,) = lines_of(asked(site, first="", last="", unit="month", file_format="jsonl"))
         assert line["requests"] == 1
 
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
             ({"account": "nobody"}, "No account has this name."),
-            ({"begin": "yesterday"}, "Enter a valid date/time."),
-            ({"begin": "2026-12-01"}, "It ends before it begins."),
+            ({"first": "yesterday"}, "Enter a valid date."),
+            ({"first": "2026-12-01"}, "It ends before it begins."),
             ({"unit": "week"}, "Select a valid choice."),
             ({"by": "password"}, "Select a valid choice."),
             ({"file_format": "xml"}, "Select a valid choice."),
@@ -119,8 +120,14 @@ class TestForm:
         assert told in response.content.decode()
         assert not AuditEntry.objects.filter(action="exported").exists()
 
-    def test_it_is_a_link_of_the_report_and_takes_an_account_from_the_address(self, site: Client) -> None:
-        assert f'href="{PAGE}"' in site.get(f"{LOG}usage/").content.decode()
+    def test_it_begins_with_the_days_and_the_account_of_the_report(self, site: Client, cast: Cast) -> None:
+        query = "period=custom&amp;first=2026-11-03&amp;last=2026-11-09&amp;account=acme"
+        report = site.get(f"{LOG}usage/?{unescape(query)}").content.decode()
+        assert f'href="{PAGE}?{query}"' in report
+        html = site.get(f"{PAGE}?{unescape(query)}").content.decode()
+        assert all(f'value="{value}"' in html for value in ("2026-11-03", "2026-11-09", "acme"))
+        assert f'href="{LOG}usage/?{query}">Usage report</a>' in html
+        assert f'<option value="{cast.stranger.key.account.name}">' in html
         assert 'value="a&lt;b"' in site.get(f"{PAGE}?account=a<b").content.decode()
 
     def test_it_serves_those_who_may_look_and_export(self, cast: Cast) -> None:

@@ -1,4 +1,5 @@
-// What unfold's pages lack for screen readers: a main landmark, and the names of the sidebar and of some fields.
+// What unfold's pages lack: for screen readers a main landmark, and the names of the sidebar and of some fields; for all
+// readers the ISO date beside a date field, which the browser writes in a format of its own.
 
 function nameFields() {
   for (const field of document.querySelectorAll("td[data-label] :is(input, select, textarea):not([aria-label])")) {
@@ -14,6 +15,17 @@ function nameFields() {
   }
 }
 
+function showDates() {
+  for (const field of document.querySelectorAll("input[type=date], input[type=datetime-local]")) {
+    const shown = document.createElement("small");
+    const show = () => { shown.textContent = field.value.replace("T", " "); };
+    shown.setAttribute("aria-hidden", "true");
+    field.addEventListener("input", show);
+    field.after(" ", shown);
+    show();
+  }
+}
+
 addEventListener("DOMContentLoaded", () => {
   document.getElementById("main")?.setAttribute("role", "main");
   document.getElementById("nav-sidebar-inner")?.setAttribute("aria-label", "Sidebar");
@@ -21,6 +33,7 @@ addEventListener("DOMContentLoaded", () => {
     const isAlone = icon.closest("a, button").textContent.trim() === icon.textContent.trim(); // then it is the name
     if (!isAlone) icon.setAttribute("aria-hidden", "true");
   }
+  showDates();
   window.django?.jQuery?.(nameFields); // after Select2 has made them
 });
 
