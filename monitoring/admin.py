@@ -184,7 +184,7 @@ class RequestRecordAdmin(KeysetAdmin):
         view = self.admin_site.admin_view
         return [
             path("export/", view(self.export_view), name="monitoring_requestrecord_export"),
-            path("export-usage/", view(self.export_usage_view), name="monitoring_requestrecord_export_usage"),
+            path("usage/export/", view(self.export_usage_view), name="monitoring_requestrecord_export_usage"),
             path("usage/", view(partial(report_page, self)), name="usage_report"),
             path("usage/<int:account_id>/", view(statement_page), name="usage_statement"),
             *super().get_urls(),

@@ -346,7 +346,7 @@ PAGES = [
     "inference/deployment/1/change/",
     "monitoring/requestrecord/",
     "monitoring/requestrecord/?from=-7d&status=failed&account=nobody",
-    "monitoring/requestrecord/export-usage/",
+    "monitoring/requestrecord/usage/export/",
     "monitoring/requestrecord/usage/",
     "monitoring/requestrecord/usage/1/",
 ]

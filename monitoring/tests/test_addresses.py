@@ -99,8 +99,8 @@ def test_it_lists_any_span(site: Client, place: str, span: tuple[str, str]) -> N
 @given(SPANS, st.sampled_from(["hour", "day", "month"]))
 @example(("0001-01-01", "9999-12-31"), "hour")
 def test_it_exports_the_usage_of_any_span(site: Client, span: tuple[str, str], unit: str) -> None:
-    form = {"begin": span[0], "end": span[1], "unit": unit, "by": "account", "file_format": "csv"}
-    response = site.post(f"{RECORDS}export-usage/", form)
+    form = {"first": span[0][:10], "last": span[1][:10], "unit": unit, "by": "account", "file_format": "csv"}
+    response = site.post(f"{RECORDS}usage/export/", form)
     assert response.status_code == 200
     assert read(response)
 

@@ -21,7 +21,7 @@ from monitoring.tests.samples import micros_at, recorded
 
 pytestmark = pytest.mark.django_db
 LOG = "/admin/monitoring/requestrecord/"
-PAGE = f"{LOG}export-usage/"
+PAGE = f"{LOG}usage/export/"
 WANTED = {"first": "2026-11-01", "last": "2026-11-30", "unit": "day", "by": "account", "file_format": "csv"}
 
 
