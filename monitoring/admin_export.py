@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any
 
@@ -88,7 +88,7 @@ def _midnight(day: date) -> datetime:
     return datetime.combine(day, time.min, UTC)
 
 
-def usage_export_page(model_admin: ModelAdmin, request: HttpRequest, shown: Mapping[str, str]) -> HttpResponseBase:
+def usage_export_page(model_admin: ModelAdmin, request: HttpRequest, shown: dict[str, Any]) -> HttpResponseBase:
     """Show the form with the days and account `shown` by the report, or answer a valid POST with the file."""
     form = UsageExportForm(request.POST or None, initial=shown)
     if form.is_valid():

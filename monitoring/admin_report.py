@@ -74,7 +74,7 @@ def may_see_usage(request: HttpRequest) -> bool:
     return request.user.has_perm(VIEW_ROLLUPS) or request.user.has_perm(VIEW_RECORDS)
 
 
-def report_query(request: HttpRequest) -> dict[str, str]:
+def report_query(request: HttpRequest) -> dict[str, Any]:
     """Return the first and last day, and the name of the account, that a report's address asks for."""
     period = ReportForm(request.GET).span(timezone.now())
     return {**_days(period), "account": request.GET.get("account", "")}
