@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from core.money import NANO_DOLLARS
@@ -162,3 +162,10 @@ def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:
     number = round(abs(since) / size) if is_days_ahead else int(abs(since) // size)
     text = f"{number} {unit}{'s' if unit == 'day' and number != 1 else ''}"
     return f"{text} ago" if since > 0 else f"in {text}"
+
+
+def lately(at: datetime, now: datetime) -> str:
+    """Format a time of a log: 59 min ago within the last hour, and before that 30 Nov 15:25:02."""
+    if now - at < timedelta(hours=1):
+        return ago(at, now)
+    return f"{at.astimezone(UTC):{'%-d %b' if at.year == now.year else '%-d %b %Y'} %H:%M:%S}"

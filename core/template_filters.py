@@ -28,3 +28,9 @@ for each in (
 def ago(at: datetime | None) -> str:
     """Format a past time as the time since then: 42 s ago."""
     return formats.ago(at, timezone.now())
+
+
+@register.filter
+def lately(at: datetime) -> str:
+    """Format a time of a log: 59 min ago, or 30 Nov 15:25:02."""
+    return formats.lately(at, timezone.now())

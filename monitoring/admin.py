@@ -21,11 +21,11 @@ from django.http.response import HttpResponseBase
 from django.urls import path
 
 from accounts.admin.base import actor_of, found, page
-from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
+from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter, chips, ranges
 from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import file_response, usage_export_page
-from monitoring.admin_log import SEARCHED, chips, histogram, quick_filters, ranges, rows
+from monitoring.admin_log import BUTTONS, SEARCHED, histogram, quick_filters, rows
 from monitoring.admin_report import report_page, report_query, statement_page
 from monitoring.admin_story import story
 from monitoring.export import COLUMNS, Format, record_batches
@@ -203,7 +203,7 @@ class RequestRecordAdmin(KeysetAdmin):
         changelist = getattr(response, "context_data", {}).get("cl")
         if changelist is None:  # invalid parameters were answered with a redirect
             return response
-        response.context_data |= {"rows": list(rows(changelist)), "chips": list(chips(changelist))}
+        response.context_data |= {"rows": list(rows(changelist)), "chips": list(chips(changelist, BUTTONS))}
         if is_tail:
             response.template_name = "admin/monitoring/log_rows.html"
             return response
@@ -212,7 +212,7 @@ class RequestRecordAdmin(KeysetAdmin):
         response.context_data |= {
             "histogram": shown,
             "is_last_day": not any(ends),
-            "quick_filters": list(quick_filters(changelist, shown.counts if shown else {})),
+            "quick_filters": list(quick_filters(changelist, shown.counts if shown and any(ends) else {})),
             "ranges": list(ranges(changelist)),
             "may_export": self.has_export_permission(request),
         }

@@ -1,4 +1,4 @@
-"""Parts of the request log's page: the histogram above the list, quick filters, chips of what is filtered, and rows.
+"""Parts of the request log's page: the histogram above the list, quick filters, and rows.
 
 The histogram is read from the rollups where the filters allow it. Otherwise it counts the newest records that fit, so
 its cost does not grow with the log.
@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 
-from accounts.admin.lists import SPANS, KeysetChangeList, TimeFilter, parse_time_filter
+from accounts.admin.lists import KeysetChangeList, TimeFilter
 from accounts.models import Account, ApiKey
 from accounts.selectors import account_titles
-from core.formats import NOTHING, ago, exact_money, milliseconds, money, utc_text
+from core.formats import NOTHING, exact_money, lately, milliseconds, money, utc_text
 from core.money import nano
 from monitoring.models import Outcome, RequestRecord, outcome_of
 from monitoring.rollups.log import requests_by_period
-from monitoring.rollups.periods import EPOCH, HOUR, MINUTE, ONE_DAY, datetime_of, minute_of
+from monitoring.rollups.periods import EPOCH, MINUTE, ONE_DAY, datetime_of, minute_of
 from monitoring.rollups.queries import Scope, requests_by_outcome
 
 #: Records that are searched for one page when no index fits the filters: some 30 ms; and those counted where one does.
@@ -36,6 +36,8 @@ LONGEST = MOST_BARS * WIDTHS[-1] * MINUTE
 CLASSES = {Outcome.FAILED: "failed", Outcome.LIMITED: "limited", Outcome.INVALID: "refused", Outcome.OK: "ok"}
 NAMES = {Outcome.FAILED: "5xx", Outcome.LIMITED: "429", Outcome.INVALID: "other 4xx", Outcome.OK: "2xx"}
 SLOW_MS = 2000
+#: The filters that buttons above the list show: names and values of parameters.
+BUTTONS = {*(("status", value) for value in CLASSES.values()), ("slower", str(SLOW_MS))}
 #: The least height of a part of a bar, of 100: one failure among thousands of requests must be seen.
 LEAST_HEIGHT = 2.0
 
@@ -160,14 +162,6 @@ def _bar(changelist: KeysetChangeList, place: int, start: int, width: int, count
     return Bar(place, text, changelist.get_query_string(span), parts)
 
 
-def ranges(changelist: KeysetChangeList) -> Iterator[tuple[str, str, bool]]:
-    """Yield text, URL and whether it is chosen of each ready-made range of time."""
-    begin, end = (changelist.filter_params.get(name, [""])[-1] for name in ("from", "until"))
-    for value, text in {"": "Any time", **SPANS}.items():
-        url = changelist.get_query_string({"from": value} if value else None, ["until"] if value else ["from", "until"])
-        yield text, url, (begin, end) == (value, "")
-
-
 def quick_filters(changelist: KeysetChangeList, counts: Mapping[str, int]) -> Iterator[tuple[str, str, str, bool]]:
     """Yield class, text, URL (which removes one that is set) and whether it is set of each quick filter."""
     offered = [
@@ -178,33 +172,6 @@ def quick_filters(changelist: KeysetChangeList, counts: Mapping[str, int]) -> It
         is_set = changelist.filter_params.get(name, [""])[-1] == value
         changes = (None, [name]) if is_set else ({name: value}, None)
         yield kind, text, changelist.get_query_string(*changes), is_set
-
-
-def chips(changelist: KeysetChangeList) -> Iterator[tuple[str, str, str, bool]]:
-    """Yield name, value, the URL that removes it, and whether a button shows it already, of each filter that is set."""
-    shown = {("status", value) for value in CLASSES.values()} | {("slower", str(SLOW_MS))}
-    for spec in changelist.filter_specs:
-        names = [str(name) for name in spec.expected_parameters() if name]
-        values = [changelist.filter_params.get(name, [""])[-1] for name in names]
-        if any(values):
-            text = _span_text(*values) if isinstance(spec, TimeFilter) else " ".join(filter(None, values))
-            is_shown = text in SPANS.values() or (names[0], values[0]) in shown
-            yield str(spec.title), text, changelist.get_query_string(remove=names), is_shown
-    if changelist.query:
-        yield "id", changelist.query, changelist.get_query_string(remove=["q"]), False
-
-
-def _span_text(begin: str, end: str) -> str:
-    """Format the ends of the time filter, as they were typed: `Last 24 hours`, `from 30 Nov 02:00 UTC`."""
-    if begin in SPANS and not end:
-        return SPANS[begin]
-    ends = [parse_time_filter(each) for each in (begin, end)]
-    is_this_year = all(at is None or at.year == timezone.now().year for at in ends)
-    form = "%-d %b %H:%M" if is_this_year else "%-d %b %Y %H:%M"
-    since, until = ("" if at is None else f"{at.astimezone(UTC):{form}}" for at in ends)
-    if since and until:
-        return f"{since} {NOTHING} {until} UTC"
-    return f"from {since} UTC" if since else f"until {until} UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +194,9 @@ def rows(changelist: KeysetChangeList) -> Iterator[Row]:
     now, titles = timezone.now(), account_titles(record.account_name for record in changelist.result_list)
     for record in changelist.result_list:
         amount = None if record.cost is None else nano(record.cost)
-        at = record.admitted_at
         yield Row(
             record,
-            ago(at, now) if now - at < HOUR else f"{at.astimezone(UTC):%-d %b %H:%M:%S}",
+            lately(record.admitted_at, now),
             outcome_of(record.status),
             "unknown" if amount is None else money(amount) if amount else NOTHING,
             "The model has no price." if amount is None else exact_money(amount),

@@ -8,7 +8,7 @@ URL parameters `older` and `newer` hold the place to continue from (see core.key
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -23,13 +23,13 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from accounts.admin.base import ReadOnlyAdmin
+from core.formats import NOTHING
 from core.keyset import Place, stretch
 from core.times import parse_datetime
 
 RELATIVE = re.compile(r"-(\d{1,4})([hd])\Z")
 ENDS = ("from", "until")
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
-SPANS = {"-1h": "Last hour", "-24h": "Last 24 hours", "-7d": "Last 7 days", "-30d": "Last 30 days"}
 
 
 class IndexedFilter(admin.SimpleListFilter):
@@ -107,14 +107,8 @@ class TimeFilter(admin.ListFilter):
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield the context of the template: ready-made ranges up to now, and the fields of its form."""
         begin, end = self._typed()
-        today = timezone.now().astimezone(UTC).date()
-        spans = {text: (span, "") for span, text in SPANS.items()}
-        spans |= {"Today": (f"{today}", ""), "Yesterday": (f"{today - timedelta(days=1)}", f"{today}")}
         yield {
-            "spans": [
-                (text, changelist.get_query_string({"from": ends[0], "until": ends[1] or None}), (begin, end) == ends)
-                for text, ends in spans.items()
-            ],
+            "spans": list(ranges(changelist))[1:],
             "fields": [("from", "From", begin), ("until", "Until (not included)", end)],
             "is_set": begin or end,
             "hidden": other_parameters(changelist, ENDS),
@@ -136,6 +130,47 @@ class TimeFilter(admin.ListFilter):
     def _typed(self) -> tuple[str, str]:
         begin, end = (str(self.used_parameters.get(name, "")) for name in ENDS)
         return begin, end
+
+
+def ranges(changelist: ChangeList) -> Iterator[tuple[str, str, bool]]:
+    """Yield text, URL and whether it is chosen of each ready-made range of time; the first is any time."""
+    chosen = tuple(changelist.filter_params.get(name, [""])[-1] for name in ENDS)
+    today = timezone.now().astimezone(UTC).date()
+    spans = {"Any time": ("", ""), "Last hour": ("-1h", ""), "Last 24 hours": ("-24h", "")}
+    spans |= {"Today": (f"{today}", ""), "Yesterday": (f"{today - timedelta(days=1)}", f"{today}")}
+    spans |= {"Last 7 days": ("-7d", ""), "Last 30 days": ("-30d", "")}
+    for text, ends in spans.items():
+        yield text, changelist.get_query_string({"from": ends[0] or None, "until": ends[1] or None}), chosen == ends
+
+
+def chips(changelist: ChangeList, buttons: Collection[tuple[str, str]] = ()) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield name, value, the URL that removes it, and whether a button shows it already, of each filter that is set.
+
+    Those of `ranges` are buttons, and so are the parameters in `buttons`.
+    """
+    chosen = next((text for text, _, is_set in ranges(changelist) if is_set), "")
+    for spec in changelist.filter_specs:
+        names = [str(name) for name in spec.expected_parameters() if name]
+        values = [changelist.filter_params.get(name, [""])[-1] for name in names]
+        if any(values):
+            url = changelist.get_query_string(remove=names)
+            if isinstance(spec, TimeFilter):
+                yield str(spec.title), chosen or _span_text(*values), url, bool(chosen)
+            else:
+                yield str(spec.title), values[0], url, (names[0], values[0]) in buttons
+    if changelist.query:
+        yield "search", changelist.query, changelist.get_query_string(remove=["q"]), False
+
+
+def _span_text(*ends: str) -> str:
+    """Format the ends of the time filter: `from 30 Nov 02:00 UTC`."""
+    times = [parse_time_filter(each) for each in ends]
+    is_this_year = all(at is None or at.year == timezone.now().year for at in times)
+    form = "%-d %b %H:%M" if is_this_year else "%-d %b %Y %H:%M"
+    since, until = ("" if at is None else f"{at.astimezone(UTC):{form}}" for at in times)
+    if since and until:
+        return f"{since} {NOTHING} {until} UTC"
+    return f"from {since} UTC" if since else f"until {until} UTC"
 
 
 def parse_time_filter(text: str) -> datetime | None:

@@ -1,6 +1,6 @@
-"""The admin of users and groups, and of the audit log.
+"""The admin of users and groups.
 
-Users and groups have Django's own pages, in unfold's look and under audit. Only a superuser grants permissions, and a
+They have Django's own pages, in unfold's look and under audit. Only a superuser grants permissions, and a
 user can't change another who has permissions that they lack; otherwise anyone who may edit users could gain any
 permission.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from copy import copy
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlencode
 
 from django import forms
 from django.conf import settings
@@ -21,23 +20,21 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import path, reverse
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.text import Truncator, capfirst
+from django.utils.text import capfirst
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminRadioSelectWidget
 
 from accounts.admin.base import LINK, AuditedAdmin, action, actor_of, column, display, found, relative
 from accounts.admin.invitations import InvitationView, invitation_page
-from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
-from accounts.models import AuditEntry
 from accounts.roles import ROLES
-from core.formats import NOTHING, utc_text
+from core.formats import NOTHING
 
 if TYPE_CHECKING:
     GroupBase = DjangoGroupAdmin
@@ -304,117 +301,3 @@ admin.site.extra_urls = lambda: [  # type: ignore[attr-defined]  # unfold's
 
 def _is_superuser(request: HttpRequest) -> bool:
     return bool(getattr(request.user, "is_superuser", False))
-
-
-ACTIONS = (
-    "created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "exported", "password",
-    "invited", "tested",
-)  # fmt: skip
-#: How many changed fields the list shows, and how many characters of each.
-NAMED_FIELDS, SHOWN_CHANGE = 3, 60
-
-
-def actor_link(entry: AuditEntry) -> SafeString:
-    """Return the actor of an audit entry with a link to all its changes."""
-    url = f"{reverse('admin:accounts_auditentry_changelist')}?{urlencode({'who': entry.actor})}"
-    return format_html(LINK, url, entry.by)
-
-
-class ActorFilter(TextFilter):
-    """Filter entries by actor."""
-
-    title = "user or key"
-    parameter_name = "who"
-    placeholder = "admin:NAME, key:ACCOUNT/NAME"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Select by the whole actor if its kind is given, as in links; otherwise by a part."""
-        self.lookup = "actor" if ":" in (self.value() or "") else "actor__icontains"
-        return super().queryset(request, queryset)
-
-
-class ActionFilter(FieldFilter):
-    """Filter entries by action."""
-
-    title = "action"
-    parameter_name = "what"
-    lookup = "action"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return all actions."""
-        return [(name, name.capitalize()) for name in ACTIONS]
-
-
-class TargetFilter(FieldFilter):
-    """Filter entries by the kind of object that was changed."""
-
-    title = "kind"
-    parameter_name = "kind"
-    lookup = "target_type"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the kinds of objects that the admin can change."""
-        kinds = {str(model._meta.verbose_name) for model in model_admin.admin_site._registry}
-        return [(kind, kind[:1].upper() + kind[1:]) for kind in sorted(kinds - {"audit entry"})]
-
-
-@admin.register(AuditEntry)
-class AuditEntryAdmin(KeysetAdmin):
-    """The audit log, read-only."""
-
-    list_display = ("when", "by", "action", "kind", "object_link", "fields_changed")
-    list_filter = (TimeFilter, ActorFilter, ActionFilter, TargetFilter)
-    search_fields = ("target", "actor")
-    search_help_text = "What was changed, or who did it"
-    when = column("when", lambda entry: format_html('<span class="whitespace-nowrap">{}</span>', utc_text(entry.at)))
-    kind = column("kind", lambda entry: entry.target_type)
-    by = column("by", actor_link)
-    fields = readonly_fields = ("when", "by", "action", "kind", "object_link", "changed")
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Say of each entry whether its object has a page that the user may see: it was not deleted."""
-        deleted = AuditEntry.objects.filter(
-            action="deleted", target_type=OuterRef("target_type"), target_id=OuterRef("target_id")
-        )
-        kinds = [
-            str(model._meta.verbose_name)
-            for model, page in self.admin_site._registry.items()
-            if page.has_view_permission(request)
-        ]
-        has_page = Q(target_type__in=kinds) & ~Q(target_id="") & ~Exists(deleted)
-        entries: QuerySet[Any] = super().get_queryset(request).annotate(has_page=has_page)
-        return entries
-
-    @display(description="object")
-    def object_link(self, entry: Any) -> str:
-        """Show the name of the object, with a link to its page; events such as exports have none."""
-        if not entry.has_page:
-            return entry.target if entry.target_id else NOTHING
-        kinds = {str(model._meta.verbose_name): model._meta for model in self.admin_site._registry}
-        kind = kinds[entry.target_type]
-        url = reverse(f"admin:{kind.app_label}_{kind.model_name}_change", args=[entry.target_id])
-        return format_html(LINK, url, entry.target)
-
-    @display(description="what changed")
-    def fields_changed(self, entry: AuditEntry) -> str:
-        """Show the first changed fields with their values, or the details of an event; the action says the others.
-
-        The name and time of what was created are in columns of their own.
-        """
-        if entry.action in ("deleted", "enabled", "disabled"):
-            return ""
-        changes = [
-            f"{name}: " + (f"{before} → {after}" if name.replace(" ", "_") in entry.before else after)
-            for name, before, after in entry.changes
-            if entry.action != "created" or name not in ("name", "created at")
-        ]
-        more = f" and {len(changes) - NAMED_FIELDS} more" if len(changes) > NAMED_FIELDS else ""
-        return ", ".join(Truncator(each).chars(SHOWN_CHANGE) for each in changes[:NAMED_FIELDS]) + more
-
-    @display(description="changes")
-    def changed(self, entry: AuditEntry) -> SafeString:
-        """Show each field before and after."""
-        cell = '<td class="align-top break-words py-1 pr-4">{}</td>'
-        rows = format_html_join("", f"<tr>{cell * 3}</tr>", entry.changes)
-        head = '<tr class="text-left"><th class="pr-4">Field</th><th class="pr-4">Before</th><th>After</th></tr>'
-        return format_html('<table class="w-full">{}{}</table>', SafeString(head), rows)

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts import audit
+from accounts.admin.entries import AuditEntryAdmin
 from accounts.models import AuditEntry, Tier
 from accounts.tests.factories import logged_in, make_account, make_key, make_staff
 
@@ -82,7 +83,7 @@ def test_it_links_an_entry_to_its_object_only_where_that_has_a_page_for_the_read
     ):
         page = client.get(f"{LOG}?kind=account").content.decode()
         assert set(re.findall(r"/admin/accounts/account/[^/\"]+/change/", page)) == links
-        assert ">gone<" in page
+        assert "deleted account gone <" in page
 
 
 @pytest.mark.parametrize("query", ["from=yesterday", "older=nonsense"])
@@ -91,7 +92,10 @@ def test_it_answers_an_unreadable_time_or_place_with_the_whole_list(admin_site: 
     assert (response.status_code, response.headers["Location"]) == (302, f"{LOG}?e=1")
 
 
-def test_it_goes_to_older_entries_and_back_and_never_counts(admin_site: Client) -> None:
+def test_it_goes_to_older_entries_and_back_and_never_counts(
+    admin_site: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AuditEntryAdmin, "list_per_page", 50)
     account = make_account("any")
     AuditEntry.objects.all().delete()
     for number in range(120):
@@ -112,3 +116,43 @@ def test_it_goes_to_older_entries_and_back_and_never_counts(admin_site: Client) 
     assert not third.older_url
     back = page(third.newer_url, "n69", "n20")
     assert not page(back.newer_url, "n119", "n70").newer_url
+
+
+def test_it_folds_many_changes_of_one_actor_in_a_minute(admin_site: Client) -> None:
+    account = make_account("any")
+    AuditEntry.objects.all().delete()
+    at = timezone.now().replace(second=30)
+    for seconds, actor in enumerate(["admin:ada"] * 2 + ["command:demo"] * 5):
+        entry = audit.audit_record(actor=actor, action="changed", target=account)
+        AuditEntry.objects.filter(pk=entry.pk).update(at=at - timedelta(minutes=2, seconds=seconds))
+    page = admin_site.get(LOG)
+    assert [(len(group.entries), group.is_folded) for group in page.context["groups"]] == [(2, False), (5, True)]
+    html = page.content.decode()
+    assert "system (demo)</a> made 5 changes in a minute: changed 5 accounts" in html
+    assert len(re.findall(rf'href="{LOG}\d+/change/"', html)) == 7, "folded ones are there as well"
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("", "Nothing was changed yet."),
+        ("from=2026-11-30&until=2026-12-01", "Nobody changed anything on 30 November 2026."),
+        ("from=-7d", "Nobody changed anything in the last 7 days."),
+        ("from=2026-11-30T02:00Z", "Nobody changed anything in this time."),
+        ("from=-7d&who=ada", "No change fits these filters."),
+        ("q=gold", "No change fits these filters."),
+    ],
+)
+def test_it_says_in_a_sentence_that_nothing_is_there(admin_site: Client, query: str, told: str) -> None:
+    assert AuditEntry.objects.all().delete()
+    assert told in admin_site.get(f"{LOG}?{query}").content.decode()
+
+
+def test_it_leads_from_an_entry_to_the_next(admin_site: Client) -> None:
+    account = make_account("any")
+    AuditEntry.objects.all().delete()
+    first, second, third = [audit.audit_record(actor="admin:root", action="changed", target=account) for _ in range(3)]
+    page = admin_site.get(f"{LOG}{second.pk}/change/").content.decode()
+    assert f'href="{LOG}{third.pk}/change/">← Newer' in page
+    assert f'href="{LOG}{first.pk}/change/">Older' in page
+    assert "Newer:" not in admin_site.get(f"{LOG}{third.pk}/change/").content.decode()

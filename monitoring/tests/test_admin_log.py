@@ -122,7 +122,7 @@ class TestFilters:
             ("outcome", "failed"),
             ("account", "acme"),
             ("time", "Last 24 hours"),
-            ("id", "abc"),
+            ("search", "abc"),
         ]
         assert "account" not in chips[1][2]
         assert "from" not in chips[2][2]
@@ -140,19 +140,19 @@ class TestFilters:
         ((_, value, _, _),) = context_of(site, query)["chips"]
         assert value == shown
 
-    def test_it_says_what_the_numbers_cover_without_a_time(self, site: Client) -> None:
-        assert "Numbers: last 24 hours" in site.get(LOG).content.decode()
+    def test_it_numbers_only_the_requests_of_a_chosen_time(self, site: Client) -> None:
         assert "Last 24 hours: requests per 30 min (peak " in site.get(LOG).content.decode()
-        html = site.get(f"{LOG}?from=-7d").content.decode()
-        assert "Numbers: last 24 hours" not in html
-        assert "Requests per " in html
+        assert [text for _, text, *_ in context_of(site)["quick_filters"]][:2] == ["5xx", "429"]
+        assert "Requests per " in site.get(f"{LOG}?from=-7d").content.decode()
 
     def test_it_sets_and_removes_quick_filters_with_their_numbers(self, site: Client) -> None:
-        offered = {text: (url, is_set) for _, text, url, is_set in context_of(site, "status=failed")["quick_filters"]}
-        assert offered["5xx 1"] == ("?", True)
-        assert offered["429 7"] == ("?status=limited", False)
-        assert offered["slow (2 s or more)"] == ("?slower=2000&status=failed", False)
-        numbers = [text for _, text, *_ in context_of(site, "status=502&cache=bypass")["quick_filters"]]
+        offered = {
+            text: (url, is_set) for _, text, url, is_set in context_of(site, "from=-24h&status=failed")["quick_filters"]
+        }
+        assert offered["5xx 1"] == ("?from=-24h", True)
+        assert offered["429 7"] == ("?from=-24h&status=limited", False)
+        assert offered["slow (2 s or more)"] == ("?from=-24h&slower=2000&status=failed", False)
+        numbers = [text for _, text, *_ in context_of(site, "from=-24h&status=502&cache=bypass")["quick_filters"]]
         assert numbers[0] == "5xx"  # what other outcomes have is not known
 
     def test_it_finds_an_id_by_its_beginning(self, site: Client) -> None:
