@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.apps import apps
-from django.db.models import Model, Q
+from django.db.models import Model, Q, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
@@ -15,7 +16,7 @@ from accounts.admin.base import change_url
 from accounts.limits.types import LIMITS, LimitName
 from accounts.models import Account, ApiKey
 from accounts.selectors import account_titles, api_key_makers
-from core.formats import NOTHING, clock_text, count, exact_money, milliseconds, money, utc_text
+from core.formats import NOTHING, clock_text, count, exact_money, milliseconds, money, quantity, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
 from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, outcome_of
@@ -40,6 +41,7 @@ UNITS = {
     LimitName.MONTHLY_TOKENS: "tokens a month",
     LimitName.MONTHLY_COST: "a month",
 }
+RATE_LIMITED = "rate_limited"
 TEST_IT = "Test the provider on its page. A second deployment of the model would take its calls."
 #: Deployments of a provider whose alerts are searched.
 DEPLOYMENTS = 100
@@ -59,7 +61,8 @@ def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
         "outcome": outcome_of(record.status),
         "headline": headline(record),
         "advice": (_outage(record, attempts) if may_see_alerts else "") or advice(record),
-        "limits": list(_limits_now(request, record)),
+        "limits": (limits := list(_limits_now(request, record))),
+        "proof": _proof(record, has_account_limit=any(kind == "account" for _, kind, *_ in limits)),
         "stages": stages_of(record),
         "attempts": attempts_with_times(record),
         "links": links,
@@ -144,6 +147,31 @@ def _limits_now(request: HttpRequest, record: RequestRecord) -> Iterator[tuple[s
                 is_seen = request.user.has_perm(f"accounts.view_{holder._meta.model_name}")
                 shown = money(nano(amount)) if name == LimitName.MONTHLY_COST else f"{amount:,}"
                 yield f"{shown} {UNITS[name]}", kind, str(holder), change_url(holder) if is_seen else ""
+
+
+def _proof(record: RequestRecord, *, has_account_limit: bool) -> tuple[str, str] | None:
+    """Return the requests of the minute before a refusal by the rate, and the query of the log that lists them."""
+    if record.error_code != RATE_LIMITED:
+        return None
+    end, minute = record.admitted_at, record.admitted_at.replace(second=0, microsecond=0)
+    begin = end - MINUTE
+    own = RequestRecord.objects.filter(key_id=record.key_id)
+    # What is forbidden to a key is refused before it is counted.
+    counted = ~Q(error_code=RATE_LIMITED) & ~Q(status=403)
+    before = counted & Q(admitted_at__gte=begin, admitted_at__lt=end)
+    told = f"{quantity(own.filter(before).count(), 'request')} of this key"
+    if has_account_limit:
+        of_account = RequestRecord.objects.filter(before, account_id=record.account_id).count()
+        told += f" and {count(of_account)} of the whole account"
+    refused = own.filter(error_code=RATE_LIMITED, admitted_at__gte=minute, admitted_at__lt=minute + MINUTE)
+    number = refused.aggregate(number=Sum("count"))["number"]
+    after = own.filter(counted, admitted_at__gt=end, admitted_at__lt=end + LATER).order_by("admitted_at").first()
+    again = f"; the next passed at {after.admitted_at:%H:%M:%S}" if after else ""
+    names = {"account": record.account_name, "key": record.key_name}
+    was = "was" if number == 1 else "were"
+    refusals = f"{count(number)} {was} refused between {minute:%H:%M} and {minute + MINUTE:%H:%M}{again}"
+    query = urlencode({**names, "from": begin.isoformat(), "until": end.isoformat()})
+    return f"{told} passed in the minute to {end:%H:%M:%S}. Of this key, {refusals}.", f"?{query}"
 
 
 def _alerts(record: RequestRecord) -> Iterator[Alert]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from accounts.services import api_key_rotate
 from accounts.tests.factories import Cast, IssuedKey, logged_in, make_staff
 from monitoring.models import Alert, RequestRecord
 from monitoring.stories import ADVICE, FOR_CALLER, MESSAGES, advice, attempts_with_times, headline, stages_of
-from monitoring.tests.samples import recorded
+from monitoring.tests.samples import micros_at, recorded
 
 LOG = "/admin/monitoring/requestrecord/"
 
@@ -206,6 +207,30 @@ class TestPage:
         assert "Set now: $25.50 a month of account acme" in self.words(site, spent.id)
         viewer = logged_in(make_staff("monitoring.view_requestrecord", name="viewer"))
         assert "Set now" not in self.words(viewer, record.id)
+
+    def test_it_proves_a_refusal_by_the_requests_of_the_minute_before(self, site: Client, cast: Cast) -> None:
+        def at(second: int, issued: IssuedKey = cast.owner, **changes: Any) -> Any:
+            return recorded(issued, admitted_at=micros_at(11, 2, 9, 24) + second * 1_000_000, **changes)
+
+        refusal = {"status": 429, "error_code": "rate_limited"}
+        for second in (-59, -40, -20, 1):
+            at(second)
+        at(-30, status=403, error_code="scope_denied")  # never counted
+        at(-10, cast.colleague)
+        record = at(2, **refusal, count=22)
+        at(20, **refusal)
+        at(33)
+        proof = (
+            "passed in the minute to 09:24:02. Of this key, 23 were refused between 09:24 and 09:25; "
+            "the next passed at 09:24:33."
+        )
+        assert f" 3 requests of this key {proof}" in self.words(site, record.id), "the first is over a minute before"
+        Account.objects.update(requests_per_minute=4)
+        assert f" 3 requests of this key and 4 of the whole account {proof}" in self.words(site, record.id)
+        html = site.get(f"{LOG}{uuid.UUID(record.id)}/change/").content.decode()
+        (query,) = re.findall(r'href="[^"]*(\?account=acme&amp;key=owner&amp;from=[^"]*)"', html)
+        listed = site.get(f"{LOG}{unescape(query)}").context["rows"]
+        assert sorted(row.record.status for row in listed) == [200, 200, 200, 403]
 
     def test_it_links_only_to_what_the_user_may_see(self, site: Client, cast: Cast) -> None:
         record = recorded(cast.owner)
