@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.contrib import admin, messages
 from django.contrib.admin import SimpleListFilter
@@ -12,7 +14,7 @@ from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Prefetch, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -23,11 +25,13 @@ from accounts.admin.lists import KeysetAdmin, KeysetChangeList
 from accounts.audit import audit_event
 from accounts.selectors import account_titles
 from core.formats import quantity, span_text, utc_text
-from monitoring.models import VIEW_RECORDS, Alert, AlertDelivery
+from monitoring.admin_log import Histogram, histogram
+from monitoring.models import VIEW_RECORDS, Alert, AlertDelivery, RequestRecord
 from operations import overview
 from operations.alerts.conditions import advice
 from operations.alerts.deliveries import send_test_alert
 from operations.alerts.groups import (
+    BEFORE,
     BUDGET_ERROR,
     AlertGroup,
     affected,
@@ -35,6 +39,7 @@ from operations.alerts.groups import (
     allowed,
     group_alerts,
     group_of,
+    log_of,
     log_url,
 )
 from operations.alerts.incidents import is_anybody_notified
@@ -100,9 +105,8 @@ class AlertAdmin(KeysetAdmin):
         return super().get_queryset(request).prefetch_related(in_order)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
-        """Show the list, with a warning if nobody is notified."""
-        warning = "" if is_anybody_notified() else f"Nobody is notified of alerts: no channel is set up. {NO_CHANNEL}"
-        return super().changelist_view(request, {**(extra_context or {}), "nobody_notified": warning})
+        """Show the list, and how to set up a channel if nobody is notified."""
+        return super().changelist_view(request, {**(extra_context or {}), "nobody_notified": not is_anybody_notified()})
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -121,13 +125,13 @@ class AlertAdmin(KeysetAdmin):
             "advice": "" if group.until and alert.kind == Alert.Kind.BUDGET else advice(group.lead),
             "links": allowed(request, group.links),
             "deliveries": list(_deliveries(alert)),
-            "no_channel": "" if is_anybody_notified() else NO_CHANNEL,
+            "nobody_notified": not is_anybody_notified(),
             "others": [
                 (each, span_text(each.began_at, each.ended_at, now())) for each in group.alerts if each != alert
             ],
         }
         if group.filters and request.user.has_perm(VIEW_RECORDS):
-            context |= _requests(group)
+            context |= {**_requests(group), "histogram": _histogram(request, group)}
         return page(self, request, "admin/monitoring/alert/page.html", group.title, context)
 
     @action(description="Send a test alert", permissions=["test"], icon="campaign", url_path="test")
@@ -187,6 +191,16 @@ def _requests(group: AlertGroup) -> dict[str, Any]:
         "affected_url": log_url(group, **more),
         "affected_parts": [part("Accounts", "account", "account_name"), part("Models", "model", "model")],
     }
+
+
+def _histogram(request: HttpRequest, group: AlertGroup) -> Histogram | None:
+    """Return the log's histogram of a group's time and some minutes around it, of all outcomes."""
+    filters = {name: value for name, value in group.filters.items() if name != "status"}
+    url = log_of(group.begin - BEFORE, group.until and group.until + BEFORE, filters)
+    asked = copy(request)
+    asked.GET = QueryDict(urlsplit(url).query)
+    log: Any = admin.site.get_model_admin(RequestRecord)
+    return histogram(log.get_changelist_instance(asked), asked)
 
 
 def _deliveries(alert: Alert) -> Iterator[str]:

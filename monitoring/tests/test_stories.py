@@ -212,7 +212,7 @@ class TestPage:
         def at(second: int, issued: IssuedKey = cast.owner, **changes: Any) -> Any:
             return recorded(issued, admitted_at=micros_at(11, 2, 9, 24) + second * 1_000_000, **changes)
 
-        refusal = {"status": 429, "error_code": "rate_limited"}
+        refusal: dict[str, Any] = {"status": 429, "error_code": "rate_limited"}
         for second in (-59, -40, -20, 1):
             at(second)
         at(-30, status=403, error_code="scope_denied")  # never counted

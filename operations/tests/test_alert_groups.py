@@ -138,8 +138,12 @@ class TestAdmin:
         (_, accounts, _), (_, models, _) = page.context["affected_parts"]
         assert [each[:2] for each in (*accounts, *models)] == [("acme", 3), ("globex", 1), ("m", 4)]
         assert sum(each.count for each in site.get(accounts[0][2]).context["cl"].result_list) == 3
+        assert page.context["histogram"].counts == {"failed": 4}
+        (bar,) = page.context["histogram"].bars
+        assert [row.record.model for row in site.get(f"{LOG}{bar.url}").context["rows"]] == ["m", "m"]
         viewer = logged_in(make_staff("monitoring.view_alert", name="viewer"))
         page = viewer.get(f"{ALERTS}{outage.pk}/change/")
+        assert "histogram" not in page.context
         assert page.context["links"] == []
         assert "Who is affected" not in page.content.decode()
 
@@ -147,7 +151,8 @@ class TestAdmin:
         settings.ALERT_WEBHOOK_URL, settings.EMAIL_URL, settings.ALERT_EMAILS = "", "", []
         alert("errors", Alert.Kind.ERRORS, began_at=timezone.now())
         page = site.get(ALERTS).content.decode()
-        assert "Nobody is notified of alerts: no channel is set up. Set ALERT_WEBHOOK_URL, or" in page
+        assert "Nobody is notified of alerts: no channel is set up" in page
+        assert "\nALERT_EMAILS=oncall@example.com\n" in page
         assert "No channel set up" in page
         settings.EMAIL_URL, settings.ALERT_EMAILS = "smtp://mail.test", ["ops@acme.test"]
         assert "Nobody is notified" not in site.get(ALERTS).content.decode()

@@ -156,7 +156,7 @@ class TestIncidents:
         page = logged_in(make_admin()).get(f"{ALERTS}{alert.pk}/change/").content.decode()
         assert f"email {OPS} (resolved): 2026-11-24 11:28 UTC" in page
         assert f"10:05{NOTHING}11:28 UTC (83 min)" in page
-        assert "It is resolved. Next time: Open the failed requests" in page
+        assert "It is resolved: nothing to do now. If it happens again: Open the failed requests" in page
 
 
 def patiently(do: Callable[[], T]) -> T:
