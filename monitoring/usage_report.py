@@ -158,17 +158,18 @@ class Line:
 
     @property
     def shown_change(self) -> str:
-        """Format the change: `+12.5 %`, a factor from tenfold on, or `new` if nothing was used before."""
-        if self.change is None or self.change_note:
-            is_new = self.now.requests and not self.then.requests and not self.period.is_running
-            return "new" if is_new else NOTHING
-        return _change_text(self.change)
+        """Format the change: `+12.5 %`, a factor from tenfold on, or `new` if nothing was used before.
 
-    @property
-    def change_note(self) -> str:
-        """Return why no change is shown; "" if one is, or if there was nothing before."""
-        is_small = self.change is not None and self.then.cost < NANO_DOLLARS
-        return self.period.unequal_note or ("The cost before was under one dollar." if is_small else "")
+        From less than a dollar it is an amount: `+$27.96`.
+        """
+        if self.now.requests and not self.then.requests and not self.period.is_running:
+            return "new"
+        by = self.now.cost - self.then.cost
+        if self.period.unequal_note or self.now.unpriced or self.then.unpriced or not (self.then.cost or by):
+            return NOTHING
+        if self.change is None or self.then.cost < NANO_DOLLARS:
+            return f"{'+' if by > 0 else ''}{money(by)}"
+        return _change_text(self.change)
 
     @property
     def shown_budget(self) -> str:

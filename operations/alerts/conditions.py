@@ -18,7 +18,7 @@ from accounts.limits.local import wall_clock
 from accounts.limits.types import SECOND, Subject
 from accounts.models import Account, ApiKey, Budgets
 from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
-from core.formats import duration, exact_money, percent, quantity, utc_text
+from core.formats import duration, money, percent, quantity, utc_text
 from core.money import nano_dollars
 from core.times import month_end, month_of
 from inference.models import Deployment
@@ -110,7 +110,7 @@ def budgets_used() -> Iterator[Condition]:
             amounts = f"{spent.tokens:,} of {tokens:,} tokens"
             yield from _levels(holder, model, "tokens", spent.tokens, tokens, amounts, month)
         if cost:
-            amounts = f"{exact_money(spent.cost)} of {exact_money(cost)}"
+            amounts = f"{money(spent.cost)} of {money(cost)}"
             yield from _levels(holder, model, "cost", spent.cost, cost, amounts, month)
 
 

@@ -39,7 +39,7 @@ from monitoring.ingester import ingest_backlog
 from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES, Figures
 from monitoring.rollups.periods import HOUR, MINUTE, Unit, minute_of
-from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings
+from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings, usage_series
 from monitoring.selectors import has_many_keys
 from monitoring.stories import cause
 from operations.alerts.conditions import LEVELS, level_of, topic_of
@@ -109,7 +109,8 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), about_milliseconds(times[0])
     lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "accurate to 5 %"
     hits, written = quantity(total.cache_hits, "hit"), f"{count(total.output_tokens)} output"
-    cost = tile("Cost", lambda each: each.cost, money, total.exact_cost, unpriced)
+    risen = "" if is_outage else _risen(asked, reading)
+    cost = tile("Cost", lambda each: each.cost, money, total.exact_cost, risen or unpriced, -1 if risen else 0)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
         tile("Failed", failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
@@ -128,6 +129,21 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
         replace(cost, value=total.shown_cost),
         tile("Saved", lambda each: each.saved_cost, money, exact_money(total.saved_cost), "by the cache", 1),
     ]
+
+
+def _risen(asked: DashboardQuery, reading: Reading) -> str:
+    """Return the model whose cost rose most, and its dearest caller, if the cost more than doubled; else ""."""
+    now, before, span = reading.complete, reading.before, asked.span
+    if before is None or not before.cost or now.cost <= 2 * before.cost or min(now.requests, before.requests) < FEW:
+        return ""
+    earlier = usage_series(begin=span.before[0], end=span.before[1], scope=asked.scope, by="model", timed=False)
+    rises = {model: sum(parts.values()) for model, parts in reading.costs.items()}
+    for point in earlier:
+        rises[point.group or ""] = rises.get(point.group or "", 0) - point.figures.cost
+    model = max(rises, key=lambda name: rises[name])
+    callers = top_callers(replace(asked, scope=replace(asked.scope, model=model)))
+    first = next(iter([*callers.keys, *callers.accounts]), None)
+    return f"{model or NO_MODEL}{f', {first.name}: {first.cost}' if first else ''}"
 
 
 def course_of(values: Sequence[float | None]) -> str:

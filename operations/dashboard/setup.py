@@ -55,7 +55,7 @@ def setup_steps(request: HttpRequest, *, has_requests: bool) -> list[Step]:
         Step("Account", "Add an account", _admin("accounts_account_add"), Account.objects.exists()),
         Step("Key", "Create a key", _admin("accounts_apikey_add"), ApiKey.objects.exists()),
         Step("First request", "Try it in the playground", reverse("playground"), has_requests),
-        Step("Alerts", "Set up a channel", _admin("monitoring_alert_changelist"), is_anybody_notified()),
+        Step("Alerts", "Set up a channel", _admin("monitoring_alert_changelist") + "#channels", is_anybody_notified()),
         Step("HTTPS", "set HTTPS_ONLY (docs/configuration.md)", "", settings.HTTPS_ONLY),
         Step("Backup", "see docs/operations.md, Backups", "", BACKUP in marked, mark=BACKUP),
     ]

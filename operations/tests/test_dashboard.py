@@ -129,6 +129,15 @@ class TestFigures:
         recorded(cast.owner, latency_ms=500.0, count=20, **ago(hours=5))
         assert tile(shown(site), "Latency p95").change.tone == "worse"
 
+    def test_it_names_the_cause_of_a_cost_that_more_than_doubled(self, site: Client, cast: Cast) -> None:
+        for hours, cost in ((30, 5_000_000_000), (6, 6_000_000_000)):
+            recorded(cast.owner, model="steady", cost=cost, count=20, **ago(hours=hours))
+        assert (tile(shown(site), "Cost").change.tone, tile(shown(site), "Cost").more) == ("even", "US dollars")
+        recorded(cast.colleague, model="dear", cost=4_500_000_000, **ago(hours=5))
+        recorded(cast.stranger, model="dear", cost=1_000_000_000, **ago(hours=5))
+        cost = tile(shown(site), "Cost")
+        assert (cost.change.tone, cost.more) == ("worse", "dear, acme / colleague: $4.50")
+
     def test_it_says_how_far_a_share_changed_and_shows_gaps(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, **ago(hours=30))
         recorded(cast.owner, **ago(hours=6), status=502, latency_ms=100.0)

@@ -212,6 +212,7 @@ class TestSampleData:
         assert "Made 3 requests of 1 accounts." in page
         entry = AuditEntry.objects.latest("pk")
         assert (entry.actor, entry.action, entry.target_type) == ("admin:root", "loaded", "sample data")
+        assert page.index("These figures include sample data.") < page.index("dash-state")
         assert "Remove sample data" in page
 
     def test_it_is_removed_after_a_question(self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
