@@ -128,7 +128,7 @@ def test_it_folds_many_changes_of_one_actor_in_a_minute(admin_site: Client) -> N
     page = admin_site.get(LOG)
     assert [(len(group.entries), group.is_folded) for group in page.context["groups"]] == [(2, False), (5, True)]
     html = page.content.decode()
-    assert "system (demo)</a> made 5 changes in a minute: changed 5 accounts" in html
+    assert "system (demo) made 5 changes in a minute: changed 5 accounts" in html
     assert len(re.findall(rf'href="{LOG}\d+/change/"', html)) == 7, "folded ones are there as well"
 
 
