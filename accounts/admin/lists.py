@@ -105,10 +105,9 @@ class TimeFilter(admin.ListFilter):
         return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Yield the context of the template: ready-made ranges up to now, and the fields of its form."""
+        """Yield the context of the template, the fields of its form; `ranges` are buttons above the list."""
         begin, end = self._typed()
         yield {
-            "spans": list(ranges(changelist))[1:],
             "fields": [("from", "From", begin), ("until", "Until (not included)", end)],
             "is_set": begin or end,
             "hidden": other_parameters(changelist, ENDS),
