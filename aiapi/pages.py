@@ -80,7 +80,10 @@ def first_call(request: HttpRequest | Request, *, key: str = "", is_public: bool
     chats = [model for model in _callable_models() if is_public and model.kind == Model.Kind.CHAT]
     first = min(chats, key=lambda model: model is not catalog.default(), default=None)
     chat = first.public_name if first else "MODEL"
-    body = json.dumps({"model": chat, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    body = f"""{{
+    "model": {json.dumps(chat)},
+    "messages": [{{"role":"user","content":"What is the capital of France?"}}]
+  }}"""
     code = f"""curl -sS {request.scheme}://{request.get_host()}/v1/chat/completions \\
   -H "Authorization: Bearer {key or "$AIAPI_KEY"}" \\
   -H 'Content-Type: application/json' \\

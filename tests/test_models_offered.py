@@ -61,6 +61,7 @@ def offered(page: Page) -> list[str]:
 def test_it_offers_each_endpoint_its_kind_of_model(platform: Platform, key: str, page: Page) -> None:
     watched = watch(page)
     page.goto(f"{platform.service.base_url}/playground/")
+    page.click("#options summary")
     page.fill("#key", key)
     page.click("#use-key")
     expect(page.locator("#status")).to_contain_text("2 models to choose from")
@@ -72,6 +73,7 @@ def test_it_offers_each_endpoint_its_kind_of_model(platform: Platform, key: str,
 
 def test_it_keeps_the_chosen_model_from_one_endpoint_to_the_next(platform: Platform, key: str, page: Page) -> None:
     page.goto(f"{platform.service.base_url}/playground/")
+    page.click("#options summary")
     page.fill("#key", key)
     page.click("#use-key")
     expect(page.locator("#status")).to_contain_text("to choose from")

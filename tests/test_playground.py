@@ -38,11 +38,31 @@ def playground(page: Page, service: Service, key: str) -> Watched:
     """Open the playground, and enter the key by the keyboard."""
     watched = watch(page)
     page.goto(f"{service.base_url}/playground/")
+    page.click("#options summary")
     page.focus("#key")
     page.keyboard.insert_text(key)
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("Key accepted")
+    page.select_option("#endpoint", "/chat")
     return watched
+
+
+def test_the_first_screen_has_the_form_and_what_an_answer_cost(page: Page, service: Service, key: str) -> None:
+    watched = watch(page)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{service.base_url}/playground/")
+    expect(page.locator("#endpoint")).to_be_hidden()
+    assert page.input_value("#endpoint") == CHAT
+    assert page.input_value("#model") == "gpt-3.5-turbo", "the catalogue is public"
+    page.fill("#key", key)
+    page.click("#use-key")
+    expect(page.locator("#status")).to_contain_text("Key accepted")
+    page.click("#send")
+    expect(page.locator("#facts")).to_contain_text("$0.0000")
+    assert page.evaluate("scrollY") == 0
+    for part in ("#text", "#send", "#facts"):
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
+    assert not watched.complaints
 
 
 def test_it_streams_an_answer_and_tells_what_it_cost(
@@ -112,7 +132,7 @@ def test_it_shows_what_is_refused_and_when_to_try_again(page: Page, service: Ser
     assert service.request("POST", "/chat", {"message": "Hello!"}, key=spent).status == 200
     page.click("#send")
     alert = page.locator("#failure")
-    expect(alert.get_by_role("alert")).to_contain_text("429 rate_limited: Rate limit exceeded. Try again in")
+    expect(alert.get_by_role("alert")).to_contain_text("429 rate_limit_exceeded: Rate limit exceeded")
     expect(alert).to_contain_text("requests per minute of this key: 1 of 1 used")
     expect(alert).to_contain_text("Request id")
     expect(alert.get_by_role("timer")).to_contain_text(" s")
@@ -211,6 +231,7 @@ def test_it_shows_markdown_and_runs_nothing_of_it(playground: Watched) -> None:
 def test_it_asks_two_models_side_by_side(playground: Watched, service: Service) -> None:
     page = playground.page
     name = "gpt-3.5-turbo"
+    page.select_option("#model", "")
     page.select_option("#compare", name)
     page.fill("#text", "the same to both")
     page.click("#send")
@@ -295,8 +316,8 @@ def test_it_works_by_keyboard_alone(page: Page, service: Service, key: str) -> N
     page.focus("#tab-curl")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-python")).to_be_focused()
-    expect(page.locator("#code-text")).to_contain_text("import requests")
-    expect(page.locator("#install")).to_have_text("pip install requests")
+    expect(page.locator("#code-text")).to_contain_text("from openai import OpenAI")
+    expect(page.locator("#install")).to_have_text("pip install openai")
 
 
 @pytest.mark.parametrize(

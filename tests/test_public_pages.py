@@ -68,3 +68,17 @@ def test_it_copies_the_code_of_a_guide_and_of_the_landing_page(page: Page, servi
     page.click("#tab-python")
     page.click("#copy")
     assert f'base_url="{service.base_url}/v1"' in page.evaluate("navigator.clipboard.readText()")
+
+
+def test_a_phone_shows_each_models_price_and_the_first_request(page: Page, service: Service) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(service.base_url)
+    expect(page.locator("#code-text")).to_be_in_viewport()
+    page.goto(f"{service.base_url}/models/")
+    for shown in (
+        page.get_by_role("link", name="Try gpt-3.5-turbo"),
+        page.locator(".models tbody td:nth-child(5)").first,
+    ):
+        box = shown.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 390

@@ -20,7 +20,9 @@ async function show(key) {
     const { data } = await (await send("/v1/models", { key })).json();
     const answers = await fetchAnswers(key).catch(() => []);
     const caption = "Prices in US dollars per million tokens. Times are medians of your account's latest 100 requests, without answers from the cache.";
-    byId("models").replaceChildren(table(caption, COLUMNS, data.map((model) => row(model, answers.filter((each) => each.model === model.id)))));
+    const box = table(caption, COLUMNS, data.map((model) => row(model, answers.filter((each) => each.model === model.id))));
+    box.querySelector("table").className = "models";
+    byId("models").replaceChildren(box);
     byId("status").textContent = `${data.length} ${data.length === 1 ? "model" : "models"} for this key.`;
     if (data.length) showUse(data[0]);
     return true;

@@ -17,6 +17,9 @@ const OUTCOMES = {
   BYPASS: "cache not used",
 };
 
+/** Facts with a line of their own. */
+const WHOLE = ["Cache", "Model", "Request id"];
+
 export class Pane {
   /** @param {string} suffix of the ids of its elements. @param {() => void} again sends the request once more. */
   constructor(suffix, again) {
@@ -27,6 +30,7 @@ export class Pane {
     this.latest = null; // the request whose facts are shown
     this.endCountdown = () => {};
     this.part("copy-answer").addEventListener("click", () => copy(this.text, this.part("answer-copied")));
+    this.showFacts(new Headers(), {});
   }
 
   say(text) {
@@ -46,7 +50,8 @@ export class Pane {
     this.latest = null;
     this.showTurns();
     this.clearFailure();
-    for (const name of ["answer", "facts"]) this.part(name).replaceChildren();
+    this.part("answer").replaceChildren();
+    this.showFacts(new Headers(), {});
     for (const name of ["limits", "copy-answer"]) this.part(name).hidden = true;
     this.say("");
   }
@@ -132,14 +137,14 @@ export class Pane {
     const facts = [
       ["Tokens", exactly(tokens?.total), detail],
       isUnpriced ? ["Cost", "unknown", "the model has no price"] : ["Cost", money(cost), money(cost) === exactMoney(cost) ? null : exactMoney(cost)],
-      ["Model", headers.get("X-Model") ?? UNKNOWN, headers.get("X-Fallback") === "true" ? "a fallback answered" : null],
-      ["Cache", outcome ?? UNKNOWN, OUTCOMES[outcome]],
       ["First token", milliseconds(first)],
       ["Total", milliseconds(total)],
+      ["Cache", outcome ?? UNKNOWN, OUTCOMES[outcome]],
+      ["Model", headers.get("X-Model") ?? UNKNOWN, headers.get("X-Fallback") === "true" ? "a fallback answered" : null],
       ["Request id", headers.get("X-Request-ID") ?? UNKNOWN],
     ];
     const lines = facts.map(([name, value, more]) =>
-      element("div", { class: name === "Request id" && "whole" }, element("dt", {}, name), element("dd", {}, value, more && element("small", {}, more))),
+      element("div", { class: WHOLE.includes(name) && "whole" }, element("dt", {}, name), element("dd", {}, value, more && element("small", {}, more))),
     );
     this.part("facts").replaceChildren(...lines);
   }

@@ -10,12 +10,17 @@ import { fault, fillFrom, formLink, isConversation, modelKind, request, showFiel
 import { send } from "./service.js";
 import { snippets } from "./snippets.js";
 
-const ANY = { model: "Default model", compare: "No second model" };
+const NONE = { model: "Default model", compare: "No second model" };
 
 let key = ""; // in memory; key.js may keep a copy for the tab
-let models = []; // the models that the key may use
+let models = [...byId("model").options].map(publicModel); // then those that the key may use
 let running = null;
 const panes = [new Pane("", ask), new Pane("-2", ask)];
+
+/** Return a model as the page lists it for visitors, in the form of /v1/models. */
+function publicModel({ value: id, dataset: { kind, aliases, context, price } }) {
+  return { id, kind, aliases: aliases.split(" "), context_size: Number(context), price };
+}
 
 async function loadModels(entered) {
   byId("key-problem").replaceChildren();
@@ -39,7 +44,7 @@ async function loadModels(entered) {
 function showModels() {
   const offered = models.filter(({ kind }) => kind === modelKind());
   const names = offered.map(({ id }) => id);
-  for (const [id, none] of Object.entries(ANY)) {
+  for (const [id, none] of Object.entries(NONE)) {
     const field = byId(id);
     const chosen = field.value || field.dataset.wanted;
     const known = offered.find(({ id: name, aliases }) => name === chosen || aliases.includes(chosen));
@@ -62,15 +67,15 @@ function showForm() {
   for (const [index, id] of ["model", "compare"].entries()) {
     const model = models.find(({ id: name }) => name === byId(id).value);
     if (models.length) byId(`${id}-hint`).textContent = model ? describe(model) : "";
-    panes[index].part("pane-title").textContent = isComparing ? model?.id ?? ANY[id] : "Answer";
+    panes[index].part("pane-title").textContent = isComparing ? model?.id ?? NONE[id] : "Answer";
   }
   showLength();
   showCodeOf(request(byId("model").value, panes[0].turns), "The form as it is now.");
 }
 
 function describe({ context_size: context, price }) {
-  const cost = price ? `${money(price.input_per_million)} in and ${money(price.output_per_million)} out per million tokens` : "no price entered";
-  return `${count(context)} tokens of context; ${cost}.`;
+  const cost = price?.input_per_million ? `${money(price.input_per_million)} in, ${money(price.output_per_million)} out` : price;
+  return `${count(context)} tokens of context; ${cost ? `${cost} per million` : "no price entered"}.`;
 }
 
 function showCodeOf(asked, what) {
@@ -83,8 +88,10 @@ function showFault() {
   for (const name of ["text", "temperature", "tokens", "model"]) byId(name).setAttribute("aria-invalid", String(name === field));
   byId("text-problem").hidden = !field;
   byId("text-problem").textContent = sentence ?? "";
-  if (field) byId(field).focus();
-  return Boolean(field);
+  if (!field) return false;
+  if (byId("options").contains(byId(field))) byId("options").open = true;
+  byId(field).focus();
+  return true;
 }
 
 async function ask() {
@@ -120,7 +127,7 @@ function begin() {
   running = new AbortController();
   byId("send").disabled = true;
   byId("stop").disabled = false;
-  byId("answers").scrollIntoView({ block: "nearest" });
+  panes[0].part("talk").scrollIntoView({ block: "nearest" });
 }
 
 function end() {
@@ -137,6 +144,9 @@ function clear() {
 }
 
 fillFrom(location.hash);
+showModels();
+showFields();
+showForm();
 onKey(loadModels);
 byId("endpoint").addEventListener("change", () => {
   clear();
@@ -151,5 +161,3 @@ byId("stop").addEventListener("click", () => running?.abort());
 byId("clear").addEventListener("click", () => { clear(); byId("text").focus(); });
 byId("leave").addEventListener("click", () => { byId("compare").value = ""; showForm(); byId("compare").focus(); });
 byId("link").addEventListener("click", () => copy(formLink(), byId("linked")));
-showFields();
-showForm();

@@ -118,4 +118,6 @@ export function fillFrom(hash) {
     else if (field.id === "model" || field.id === "compare") field.dataset.wanted = value;
     else if (field.id !== "endpoint" || ENDPOINTS[value]) field.value = value;
   }
+  const isUsual = values.get("endpoint") === byId("endpoint").options[0].value;
+  byId("options").open = !isUsual || ["system", "temperature", "tokens"].some((id) => values.has(id));
 }

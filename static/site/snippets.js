@@ -23,11 +23,12 @@ const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 function curl(origin, { path, headers, body }, isOpenAI) {
   const name = isOpenAI ? "Authorization: Bearer" : "X-API-Key:";
+  const values = Object.entries(body).map(([key, value]) => `\n    ${JSON.stringify(key)}: ${JSON.stringify(value)}`);
   const lines = [
     `curl -sS${body.stream ? "N" : ""} ${origin}${path}`,
     `-H "${name} $AIAPI_KEY"`,
     ...Object.entries({ "Content-Type": "application/json", ...headers }).map(([key, value]) => `-H ${quoted(`${key}: ${value}`)}`),
-    `-d ${quoted(JSON.stringify(body))}`,
+    `-d ${quoted(`{${values.join(",")}\n  }`)}`,
   ];
   return lines.join(" \\\n  ");
 }
