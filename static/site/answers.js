@@ -1,6 +1,6 @@
 // Reading of answers, plain or streamed, of all endpoints, and of their usage records.
 
-import { Refusal, refusalFrom, send, serverSentEvents } from "./service.js";
+import { refusalFrom, send, serverSentEvents } from "./service.js";
 
 /** A stream's record is written at its end, with Redis slightly later. Milliseconds between attempts, 3 s in total. */
 const LOOKS = [0, 300, 700, 2000];
@@ -33,14 +33,19 @@ function tokensOf(body) {
   return body.tokens_used === undefined ? null : { total: body.tokens_used };
 }
 
-/** Fetch the request's usage record, which has a stream's cost; null if there is none, or the key may not read it. */
+/**
+ * Fetch the request's usage record, which has a stream's cost; null if there is none, or the key may not read it. Looked
+ * for among the latest: asking for one that is not there yet would put an error into the browser's console.
+ */
 export async function recordOf(requestId, key) {
   for (const wait of LOOKS) {
     await new Promise((resolve) => { setTimeout(resolve, wait); });
     try {
-      return await (await send(`/requests/${encodeURIComponent(requestId)}`, { key })).json();
-    } catch (error) {
-      if (!(error instanceof Refusal) || error.status !== 404) return null;
+      const { requests } = await (await send("/requests?limit=20", { key })).json();
+      const record = requests.find(({ id }) => id === requestId);
+      if (record) return record;
+    } catch {
+      return null;
     }
   }
   return null;
