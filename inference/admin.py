@@ -48,7 +48,7 @@ from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = (
     *("above_tokens", "input_per_million", "cached_input_per_million", "cache_write_per_million"),
-    *("cache_write_1h_per_million", "output_per_million", "reasoning_per_million", "per_request"),
+    *("cache_write_1h_per_million", "output_per_million", "reasoning_per_million", "per_request", "per_search"),
     *("flex_factor", "priority_factor"),
 )
 PRICE_LABELS = {"cache_write_1h_per_million": "Cache write for an hour, per million"}
@@ -566,7 +566,7 @@ class PriceAdmin(CatalogAdmin):
     def others(self, price: Price) -> str:
         """Show the prices that only some providers have."""
         names = {"cache_write_per_million": "cache write", "cache_write_1h_per_million": "cache write for an hour"}
-        names |= {"reasoning_per_million": "reasoning", "per_request": "each request"}
+        names |= {"reasoning_per_million": "reasoning", "per_request": "each request", "per_search": "each search"}
         found = [(text, getattr(price, name)) for name, text in names.items()]
         shown = [f"{text} {price_text(value)}" for text, value in found if value is not None]
         factors = [(name, getattr(price, f"{name}_factor")) for name in SERVICE_TIERS]

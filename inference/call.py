@@ -167,7 +167,8 @@ class Call:
         from the cache and be stored in it. Raises InvalidRequest if no deployment's provider can be sent the payload.
         """
         self.payload, self.read, self.is_stream = payload, read, is_stream
-        has_other_price = payload.get("service_tier") in SERVICE_TIERS
+        searches = self.protocol.most_searches(payload) if payload.get("tools") else 0
+        has_other_price = searches > 0 or payload.get("service_tier") in SERVICE_TIERS
         for route in self.routes:
             if has_other_price or route.is_anthropic is not self.protocol.is_anthropic:
                 self._keep_able_routes()
@@ -196,7 +197,7 @@ class Call:
         able, refusal = [], None
         for route in self.routes:
             try:
-                self._refuse_unpriced_tier(route)
+                self._refuse_unpriced(route)
                 if (found := self.translation(route)) is not None:
                     found.payload(self.payload, model=route.upstream_name)
                 able.append(route)
@@ -207,12 +208,15 @@ class Call:
                 raise refusal
             self.routes = tuple(able)
 
-    def _refuse_unpriced_tier(self, route: Route) -> None:
-        """Raise InvalidRequest if the payload asks for a service tier that has no price at a deployment."""
+    def _refuse_unpriced(self, route: Route) -> None:
+        """Raise InvalidRequest if the payload asks for a service tier or a search that has no price at a deployment."""
         tier, rates = self.payload.get("service_tier"), route.rates
         if tier in SERVICE_TIERS and (rates is None or rates.in_tier(tier) is rates):
             text = f"The model has no price for the service tier '{tier}'."
             raise InvalidRequest(text, param="service_tier", code="unsupported_parameter")
+        if (rates is None or rates.search is None) and self.protocol.most_searches(self.payload):
+            text = "The model has no price for the provider's web search."
+            raise InvalidRequest(text, param="tools", code="unsupported_parameter")
 
     def rates(self, route: Route, tier: Any) -> Rates | None:
         """Return a deployment's rates for the service tier in its answer, or if that names none, in the payload."""

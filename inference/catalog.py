@@ -84,7 +84,7 @@ class CatalogModel:
     def ceiling(self, prompt_tokens: int, tier: Any = None) -> Ceiling:
         """Return the highest prices of a call with at most this prompt, among the routes whose price is known."""
         known = [route.rates.ceiling(prompt_tokens, tier) for route in self.routes if route.rates is not None]
-        return Ceiling(*map(max, zip(*known, strict=True))) if known else Ceiling(0, 0, 0)
+        return Ceiling(*map(max, zip(*known, strict=True))) if known else Ceiling(0, 0, 0, 0)
 
     def routes_within(self, limits: LimitSet) -> tuple[Route, ...]:
         """Return the routes that a call may take; with a budget in money, only those with a price."""

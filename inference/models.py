@@ -233,6 +233,9 @@ class Price(models.Model):
     output_per_million = models.DecimalField(**PRICE)
     reasoning_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: the output price.")
     per_request = models.DecimalField(**PRICE, null=True, blank=True, help_text="US dollars for each call.")
+    per_search = models.DecimalField(
+        **PRICE, null=True, blank=True, help_text="US dollars for each web search by the provider. Empty: refused."
+    )
     flex_factor = models.DecimalField(
         **FACTOR, help_text="For service_tier flex, the prices of tokens times this. Empty: flex is refused."
     )

@@ -19,16 +19,17 @@ TOKEN_PRICES = ("input", "cached_input", "output", "cache_write", "cache_write_1
 
 
 class Ceiling(NamedTuple):
-    """The highest prices that a call may be billed at: of a million input and output tokens, and of the request."""
+    """The highest prices of a call: of a million input and output tokens, of the request, and of a web search."""
 
     input: int
     output: int
     request: int
+    search: int
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Nano-dollars per million tokens, and per request.
+    """Nano-dollars per million tokens, per request, and per web search (None: it has no price, and is refused).
 
     `steps` are the rates of longer prompts, by the number of tokens above which they hold, the highest first. The whole
     prompt decides, and a step holds for every part of the call.
@@ -41,6 +42,7 @@ class Rates:
     cache_write_1h: int = 0
     reasoning: int = 0
     request: int = 0
+    search: int | None = None
     steps: tuple[tuple[int, Rates], ...] = ()
     #: The rates of other service tiers, by their names.
     tiers: tuple[tuple[str, Rates], ...] = ()
@@ -52,15 +54,19 @@ class Rates:
         row = rows.pop(0, None)
         if row is None:
             return None
-        steps = sorted(((above, cls._of_row(price)) for above, price in rows.items()), reverse=True)
-        base = replace(cls._of_row(row), steps=tuple(steps))
+        steps = sorted(((above, cls._of_row(price, row)) for above, price in rows.items()), reverse=True)
+        base = replace(cls._of_row(row, row), steps=tuple(steps))
         factors = ((name, getattr(row, f"{name}_factor")) for name in SERVICE_TIERS)
         return replace(base, tiers=tuple((name, base._times(each)) for name, each in factors if each is not None))
 
     @classmethod
-    def _of_row(cls, price: Price) -> Rates:
-        """Return the rates of one row. A part without a price of its own costs what its whole does."""
+    def _of_row(cls, price: Price, base: Price) -> Rates:
+        """Return the rates of one row; `base` is the one for all prompts.
+
+        A part without a price of its own costs what its whole does, a search what it does in shorter prompts.
+        """
         whole, written = nano(price.input_per_million), nano(price.output_per_million)
+        search = base.per_search if price.per_search is None else price.per_search
         cache_write = _nano_or(price.cache_write_per_million, whole)
         return cls(
             whole,
@@ -70,6 +76,7 @@ class Rates:
             _nano_or(price.cache_write_1h_per_million, cache_write),
             _nano_or(price.reasoning_per_million, written),
             _nano_or(price.per_request, 0),
+            None if search is None else nano(search),
         )
 
     def _times(self, factor: Decimal) -> Rates:
@@ -97,7 +104,7 @@ class Rates:
             + (usage.output_tokens - reasoning) * rates.output
             + reasoning * rates.reasoning
         )
-        return -(-total // MILLION) + rates.request
+        return -(-total // MILLION) + rates.request + usage.web_searches * (rates.search or 0)
 
     def ceiling(self, prompt_tokens: int, tier: Any = None) -> Ceiling:
         """Return the highest prices of calls whose prompts have at most this number of tokens.
@@ -111,6 +118,7 @@ class Rates:
             max(max(each.input, each.cached_input, each.cache_write, each.cache_write_1h) for each in reached),
             max(max(each.output, each.reasoning) for each in reached),
             max(each.request for each in reached),
+            max(each.search or 0 for each in reached),
         )
 
 

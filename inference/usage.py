@@ -17,9 +17,9 @@ MOST_TOKENS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens of a call. All others are parts: of the input, of the cache writes (those for an hour), of the output.
+    """What a call used: input and output tokens, parts of these, and the web searches that the provider ran.
 
-    Cached tokens were read from the provider's cache of prompts, cache writes were stored in it.
+    Cached tokens were read from the provider's cache of prompts, cache writes were stored in it, some for an hour.
     """
 
     input_tokens: int = 0
@@ -28,6 +28,7 @@ class Usage:
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
+    web_searches: int = 0
 
     @property
     def tokens(self) -> int:
@@ -43,9 +44,12 @@ class Usage:
         return replace(self, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def at_least(self, counted: Usage) -> Usage:
-        """Return the higher figure of this usage and a counted one, for input and output separately."""
-        return self.with_totals(
-            max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens)
+        """Return the higher figure of this usage and a counted one, for input, output and searches separately."""
+        return replace(
+            self,
+            input_tokens=max(self.input_tokens, counted.input_tokens),
+            output_tokens=max(self.output_tokens, counted.output_tokens),
+            web_searches=max(self.web_searches, counted.web_searches),
         )
 
     def filled(self, counted: Usage) -> tuple[Usage, str]:
@@ -89,6 +93,7 @@ REASONING = (
     "reasoning_tokens",  # Perplexity
     "thoughtsTokenCount",  # Gemini
 )
+SEARCHES = ("server_tool_use.web_search_requests",)  # Anthropic; in a response, its output shows them
 ALL = ("total_tokens", "totalTokenCount")
 #: Fields that only Anthropic has: its input tokens are those neither read from the cache nor written to it.
 ANTHROPIC = ("cache_read_input_tokens", "cache_creation_input_tokens")
@@ -119,7 +124,8 @@ def parse_usage(usage: Any) -> Usage | None:
         return None
     cached = min(cached, read)
     written = min(written, read - cached)
-    return Usage(read, cached, output, written, min(_first(usage, WRITTEN_1H), written), min(reasoning, output))
+    written_1h, reasoning = min(_first(usage, WRITTEN_1H), written), min(reasoning, output)
+    return Usage(read, cached, output, written, written_1h, reasoning, _first(usage, SEARCHES))
 
 
 def anthropic_usage(usage: Usage) -> dict[str, Any]:

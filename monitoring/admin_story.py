@@ -224,7 +224,8 @@ def _facts(record: RequestRecord) -> str:
     cost = "cost unknown" if record.cost is None else money(nano(record.cost))
     saved = f"saved {money(nano(record.saved_cost))}" if record.saved_cost else ""
     tokens = f"{count(record.input_tokens)} tokens in{cached}, {count(record.output_tokens)} out"
-    return " · ".join(filter(None, [tokens, cost, f"cache {record.cache}" if record.cache else "", saved]))
+    searches = f"web searches: {count(record.web_searches)}" if record.web_searches else ""
+    return " · ".join(filter(None, [tokens, searches, cost, f"cache {record.cache}" if record.cache else "", saved]))
 
 
 def _details(record: RequestRecord) -> list[tuple[str, str]]:
@@ -249,6 +250,7 @@ def _details(record: RequestRecord) -> list[tuple[str, str]]:
         ("Input tokens", f"{record.input_tokens:,}"),
         ("Cached by the provider", f"{record.cached_tokens:,} read, {record.cache_write_tokens:,} written"),
         ("Output tokens", f"{record.output_tokens:,} ({record.reasoning_tokens:,} reasoning)"),
+        ("Web searches", f"{record.web_searches:,}"),
         ("Service tier", record.service_tier or NOTHING),
         ("Cost", cost),
         ("Saved by the cache", exact_money(nano(record.saved_cost))),

@@ -108,7 +108,8 @@ def _csv(rows: Iterable[Row]) -> bytes:
 COLUMNS = (
     *("id", "label", "admitted_at", "account", "account_id", "key", "key_id", "endpoint", "model", "deployment"),
     *("status", "error_code", "cache", "input_tokens", "cached_tokens", "output_tokens"),
-    *("cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens", "service_tier", "cost", "saved_cost"),
+    *("cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens", "web_searches", "service_tier"),
+    *("cost", "saved_cost"),
     *("usage_source", "is_partial", "is_overrun", "latency_ms", "first_token_ms", "attempts", "stages", "failures"),
     "count",
 )

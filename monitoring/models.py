@@ -52,6 +52,7 @@ class RequestRecord(models.Model):
         default=0, db_default=0, help_text="Part of those: stored for an hour."
     )
     reasoning_tokens = models.BigIntegerField(default=0, db_default=0, help_text="Part of the output tokens.")
+    web_searches = models.BigIntegerField(default=0, db_default=0, help_text="That the provider ran and bills.")
     service_tier = models.CharField(
         max_length=20, blank=True, default="", db_default="", help_text="If it has other prices: flex or priority."
     )

@@ -243,7 +243,7 @@ class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
         fields = read_only_fields = [
             *("id", "label", "admitted_at", "key", "endpoint", "model", "status", "error_code", "cache"),
             *("input_tokens", "cached_tokens", "output_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
-            *("reasoning_tokens", "service_tier", "cost", "saved_cost", "usage_source"),
+            *("reasoning_tokens", "web_searches", "service_tier", "cost", "saved_cost", "usage_source"),
             *("is_partial", "is_overrun", "latency_ms", "first_token_ms", "attempts", "count"),
         ]
 

@@ -114,7 +114,7 @@ class Served:
     output: int = 10
     provider: dict[str, Any] = field(default_factory=dict)
     deployment: dict[str, Any] = field(default_factory=dict)
-    prices: dict[str, int] = field(default_factory=dict)
+    prices: Mapping[str, int | str] = field(default_factory=dict)
 
 
 #: An account to be made: its name, its limits, and its keys by name, each with its limits.

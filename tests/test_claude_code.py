@@ -24,6 +24,7 @@ SETTING = re.compile(r"^export (\w+)=(\S+)", re.MULTILINE)
 SETTINGS = dict(SETTING.findall((ROOT / "docs" / "anthropic.md").read_text()))
 PROGRAM = ("node_modules", "@anthropic-ai", "claude-code", "bin", "claude.exe")
 TOOLS = ("Bash", "Read", "Write", "WebSearch")
+SEARCHING = "claude-that-searches"
 TASK = "Do as you are told."
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -55,6 +56,8 @@ def key(platform: Platform, providers: dict[str, ScriptedProvider]) -> str:
     served = [
         Served(f"claude-on-{style}", [each.base_url], provider={"style": style}) for style, each in providers.items()
     ]
+    anthropic = [providers["anthropic"].base_url]
+    served.append(Served(SEARCHING, anthropic, provider={"style": "anthropic"}, prices={"per_search": "0.01"}))
     return platform.add(served, account="claude-code", max_output_tokens=64000)
 
 
@@ -67,7 +70,7 @@ def run_claude(
 
     def run(form: Format, *replies: Reply, files: dict[str, bytes] | None = None, **changed: str) -> Ran:
         provider = providers[form.style]
-        provider.script(f"claude-on-{form.style}", *replies)
+        provider.script(changed.get("ANTHROPIC_MODEL", f"claude-on-{form.style}"), *replies)
         folder = tmp_path / "work"
         folder.mkdir()
         for name, data in (files or {}).items():
@@ -151,7 +154,24 @@ def test_its_web_search_is_refused_by_name(run_claude: Callable[..., Ran]) -> No
     searches = form.stream(Use("WebSearch", {"query": "the weather"}))
     ran = run_claude(form, searches, form.stream("I can't."))
     assert ran.said == (0, "I can't.")
-    assert "web_search_20250305" in form.results(ran.calls[-1])["toolu_1"]
+    assert "no price for the provider's web search" in form.results(ran.calls[-1])["toolu_1"]
+
+
+def test_its_web_search_passes_where_searches_have_a_price(run_claude: Callable[..., Ran]) -> None:
+    form = Messages()
+    searches = form.stream(Use("WebSearch", {"query": "the weather"}))
+    ran = run_claude(
+        form,
+        searches,
+        form.stream("It rains."),
+        form.stream("Rain."),
+        ANTHROPIC_MODEL=SEARCHING,
+        ANTHROPIC_DEFAULT_HAIKU_MODEL=SEARCHING,
+    )
+    assert ran.said == (0, "Rain.")
+    tools = [tool for call in ran.calls for tool in call.payload.get("tools", ()) if tool.get("max_uses")]
+    assert [(tool["type"], tool["max_uses"]) for tool in tools] == [("web_search_20250305", 8)]
+    assert "It rains." in json.dumps(form.results(ran.calls[-1])["toolu_1"])
 
 
 @pytest.mark.parametrize(

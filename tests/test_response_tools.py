@@ -69,7 +69,6 @@ ITEMS: list[dict[str, Any]] = [
 ]
 #: What the provider runs, and bills by what nobody can bound.
 FOREIGN: list[dict[str, Any]] = [
-    of("web_search", external_web_access=False),
     of("web_search_preview"),
     of("file_search", vector_store_ids=["vs_1"]),
     of("code_interpreter", container=of("auto")),
@@ -92,7 +91,6 @@ NOT_LOCAL: list[tuple[dict[str, Any], str]] = [
     ({**GROUP, "Tools": [of("web_search")]}, "Tools"),
 ]
 OTHER_ITEMS: list[tuple[dict[str, Any], str]] = [
-    (of("web_search_call", id="ws_1", status="completed"), "type"),
     (of("mcp_call", id="m_1", name="n", server_label="s", arguments="{}"), "type"),
     (of("code_interpreter_call", id="ci_1", container_id="c", code="1"), "type"),
     (of("image_generation_call", id="ig_1", result="AAAA"), "type"),

@@ -44,6 +44,7 @@ class UsageRecord:
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
+    web_searches: int = 0
     service_tier: str = ""
     cost: int | None = 0
     usage_source: str = ""

@@ -218,10 +218,13 @@ def _is_listed(model: CatalogModel, identity: AuthenticatedKey) -> bool:
     return bool(may_be_asked) and identity.may_use_model(model.public_name)
 
 
-def _prices(rates: Rates) -> dict[str, str]:
+def _prices(rates: Rates) -> dict[str, str | None]:
     """Return the prices of all prompts, or of longer ones, in US dollars."""
-    prices = {f"{part}_per_million": dollars(getattr(rates, part)) for part in PRICED}
-    return {**prices, "per_request": dollars(rates.request)}
+    prices: dict[str, str | None] = {f"{part}_per_million": dollars(getattr(rates, part)) for part in PRICED}
+    return prices | {
+        "per_request": dollars(rates.request),
+        "per_search": None if rates.search is None else dollars(rates.search),
+    }
 
 
 def _shown(model: CatalogModel) -> dict[str, Any]:

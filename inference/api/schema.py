@@ -250,7 +250,7 @@ class ResponseObject(serializers.Serializer[Any]):
 
 
 class ModelPrice(serializers.Serializer[Any]):
-    """US dollars per million tokens, as texts with nine decimals; `per_request` is for each call."""
+    """US dollars per million tokens, for each call, and for each web search, as texts with nine decimals."""
 
     input_per_million = serializers.CharField()
     cached_input_per_million = serializers.CharField()
@@ -259,6 +259,7 @@ class ModelPrice(serializers.Serializer[Any]):
     output_per_million = serializers.CharField()
     reasoning_per_million = serializers.CharField()
     per_request = serializers.CharField()
+    per_search = serializers.CharField(allow_null=True, help_text="null: the provider may not search.")
 
 
 class LongPromptPrice(ModelPrice):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import toktok
@@ -15,7 +16,7 @@ from core.background import LEAST_SLEEP, yield_to_others
 from core.errors import InvalidRequest
 from core.json import to_json
 from inference.catalog import CatalogModel
-from inference.protocols.parameters import UNCACHEABLE, Check, refuse
+from inference.protocols.parameters import MISSING, UNCACHEABLE, Check, refuse
 from inference.usage import NOTHING, Usage, parse_usage
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ OLDER_MODELS = ("gpt-3.5", "gpt-4-", "text-embedding", "davinci-002", "babbage-0
 #: Tokens around each message, and around the whole, in OpenAI's chat format (OpenAI cookbook, "How to count tokens").
 MESSAGE_TOKENS = 3
 REPLY_TOKENS = 3
+#: Estimated tokens of the results of one web search (OpenAI's fixed block of its smaller models).
+SEARCH_RESULTS = 8_000
 #: Characters to count before other greenlets run; takes some milliseconds.
 COUNTED_AT_ONCE = 500_000
 
@@ -70,7 +73,7 @@ class WireProtocol(ABC):
         """Raise InvalidRequest, with `param` and `code`, for the first parameter or content that can't be passed on."""
         for name in ("model", self.prompt_parameter):
             if payload.get(name) is None:
-                refuse(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
+                refuse(f"Missing required parameter: '{name}'.", name, MISSING)
         for name, check in self.checks.items():
             if payload.get(name) is not None:
                 check(name, payload[name])
@@ -90,6 +93,14 @@ class WireProtocol(ABC):
     def answers(self, payload: Payload) -> int:
         """Return the number of answers that the payload asks for, each with its own output."""
         return 1
+
+    def most_searches(self, payload: Payload) -> int:
+        """Return the most web searches that the payload lets the provider run."""
+        return 0
+
+    def searches(self, body: Body) -> int:
+        """Return the web searches in an answer."""
+        return 0
 
     def generates(self, payload: Payload) -> bool:
         """Return whether the payload asks for output at all, so that an output of 0 tokens is wrong."""
@@ -116,7 +127,13 @@ class WireProtocol(ABC):
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the usage of a call with a tokenizer. If the provider reports a higher figure, that one is returned."""
         counted = self.count(payload, body, model=model)
-        return (parse_usage(body.get("usage")) or counted).at_least(counted)
+        if searches := self.searches(body):
+            counted = with_searches(counted, searches)
+        return (self.reported(body) or counted).at_least(counted)
+
+    def reported(self, body: Body) -> Usage | None:
+        """Return the usage that the provider reports in an answer; None without a valid one."""
+        return parse_usage(body.get("usage"))
 
     def is_of_all(self, reported: Usage, body: Body) -> bool:
         """Return whether the usage in an answer covers all of it."""
@@ -124,7 +141,7 @@ class WireProtocol(ABC):
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
         """Return the usage of a non-streamed call, and its source: "provider" or "estimated"."""
-        reported, generates = parse_usage(body.get("usage")), self.generates(payload)
+        reported, generates = self.reported(body), self.generates(payload)
         if reported is None or (generates and not self.is_of_all(reported, body)):
             return self.estimate(payload, body, model=model), "estimated"
         if reported.input_tokens and (reported.output_tokens or not generates):
@@ -181,17 +198,20 @@ class WireProtocol(ABC):
         """Return an upper bound of a call, at the highest price among the deployments that may answer it.
 
         If the request names no maximum, a limit may shorten the output, but not below `least_output` for each answer.
-        Otherwise the request gets its maximum or is refused. Raises InvalidRequest for a request too large to compute
-        exactly.
+        Otherwise the request gets its maximum or is refused. After each web search the model reads its context anew.
+        Raises InvalidRequest for a request too large to compute exactly.
         """
         prompt, answers = self.most_prompt(payload, model), self.answers(payload)
+        searches = self.most_searches(payload) if payload.get("tools") else 0
+        if searches:
+            prompt = max(prompt, model.context_size) * (searches + 1)
         output, most = (
             self.wanted_output(payload, identity, model) * answers,
             model.ceiling(prompt, payload.get("service_tier")),
         )
         try:
             return Bound(
-                prompt=Amount(prompt, -(-prompt * most.input // MILLION) + most.request),
+                prompt=Amount(prompt, -(-prompt * most.input // MILLION) + most.request + searches * most.search),
                 output_tokens=output,
                 output_price=most.output,
                 minimum_output=min(answers * self.least_output, output) if self.asked_output(payload) is None else None,
@@ -237,6 +257,12 @@ def choices_in(body: Body) -> list[Body]:
     """Return the choices of an answer or a chunk that are objects."""
     choices = body.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def with_searches(usage: Usage, searches: int) -> Usage:
+    """Return an estimate with web searches: after each one, the model reads the prompt and all results so far."""
+    read = usage.input_tokens * (searches + 1) + SEARCH_RESULTS * searches * (searches + 1) // 2
+    return replace(usage, input_tokens=read, web_searches=searches)
 
 
 def json_bytes(*values: Any) -> int:

@@ -32,6 +32,7 @@ from inference.protocols.content import (
 from inference.protocols.events import END_OF_EVENT, EventReader
 from inference.protocols.parameters import (
     ANSWER_NAMES,
+    MISSING,
     MOST_OUTPUT,
     OUTPUT_NAMES,
     REFUSED,
@@ -50,11 +51,18 @@ from inference.protocols.parameters import (
 )
 from inference.usage import NOTHING, Usage, merged_usage, parse_usage
 
-#: Content blocks that are accepted. The others are of tools that the provider runs, or files stored there.
+#: Content blocks that are accepted. The others are of other tools that the provider runs, or files stored there.
 BLOCKS = (
     "text", "image", "document", "search_result", "tool_use", "tool_result", "tool_reference", "thinking",
-    "redacted_thinking",
+    "redacted_thinking", "server_tool_use", "web_search_tool_result", "web_search_result",
+    "web_search_tool_result_error",
 )  # fmt: skip
+#: Blocks whose tokens nobody has counted: PDFs, and encrypted results of a search.
+UNCOUNTED = ("document", "web_search_tool_result")
+#: The web search that the provider runs. Later versions also run code, as often as the model likes.
+WEB_SEARCH = "web_search_20250305"
+#: Most web searches that a request may allow.
+MOST_SEARCHES = 100
 #: Types of tools that the caller runs and that the provider describes to the model: their names without the date.
 CLIENT_TOOLS = ("bash", "text_editor", "computer", "memory")
 #: Most tokens of such a description; Anthropic documents at most 735, and the image size of a computer's.
@@ -74,7 +82,7 @@ LEAST_THINKING = 1024
 #: Reasons of a complete answer. Others: `refusal`, `pause_turn`.
 FINISHED = ("end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded")
 #: Fields of a block that the model did not write.
-LABELS = ("type", "id", "signature", "tool_use_id", "media_type")
+LABELS = ("type", "id", "signature", "tool_use_id", "media_type", "encrypted_content", "citations")
 
 
 def check_source(name: str, kind: str, source: Any) -> None:
@@ -104,7 +112,12 @@ def check_block(name: str, block: Any) -> None:
     refuse_media(name, block)
     if kind in SOURCES:
         check_source(f"{name}.source", kind, block.get("source"))
-    text_or(check_block)(f"{name}.content", block.get("content"))
+    content = block.get("content")
+    if kind == "server_tool_use":
+        one_of("web_search")(f"{name}.name", block.get("name"))
+    elif kind == "web_search_tool_result" and isinstance(content, dict):
+        content = [content]  # an error
+    text_or(check_block)(f"{name}.content", content)
 
 
 def check_messages(name: str, messages: Any) -> None:
@@ -121,10 +134,19 @@ def check_tools(name: str, tools: Any) -> None:
     for at, tool in enumerate(tools):
         refuse_unknown_spelling(f"{name}[{at}]", tool)
         kind = tool.get("type", "custom")
-        if kind != "custom" and client_tool(kind) is None:
+        if kind == WEB_SEARCH:
+            check_uses(f"{name}[{at}].max_uses", tool.get("max_uses"))
+        elif kind != "custom" and client_tool(kind) is None:
             place, known = f"{name}[{at}].type", ", ".join(f"'{each}_...'" for each in CLIENT_TOOLS)
-            text = f"'{str(kind)[:100]}'. Supported here are tools that the caller runs: 'custom', {known}."
-            refuse(f"Invalid value for '{place}': {text}", place, "invalid_value")
+            text = f"'{str(kind)[:100]}'. Supported here are '{WEB_SEARCH}' and tools that the caller runs: 'custom'"
+            refuse(f"Invalid value for '{place}': {text}, {known}.", place, "invalid_value")
+
+
+def check_uses(name: str, value: Any) -> None:
+    """Require the most web searches, without which their cost has no bound."""
+    if value is None:
+        refuse(f"Missing required parameter: '{name}'. It bounds what the searches cost.", name, MISSING)
+    number(1, MOST_SEARCHES)(name, value)
 
 
 def client_tool(kind: Any) -> str | None:
@@ -178,12 +200,12 @@ class MessagesProtocol(WireProtocol):
         """Require max_tokens too."""
         super().check(payload)
         if payload.get("max_tokens") is None:
-            refuse("Missing required parameter: 'max_tokens'.", "max_tokens", "missing_required_parameter")
+            refuse("Missing required parameter: 'max_tokens'.", "max_tokens", MISSING)
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON, the most of each image and provider's tool, and overhead.
 
-        PDFs are not counted: `bound` sets aside the whole context for them.
+        UNCOUNTED blocks are not counted: `bound` sets aside the whole context for them.
         """
         shown, kinds = without_data(payload["messages"])
         tools = payload.get("tools") or []
@@ -193,9 +215,18 @@ class MessagesProtocol(WireProtocol):
         return REQUEST_OVERHEAD + around + json_bytes(shown, rest) + IMAGE_TOKENS * kinds.count("image")
 
     def most_prompt(self, payload: Payload, model: CatalogModel) -> int:
-        """Return the whole context if there is a PDF, whose pages nobody has counted."""
-        most = super().most_prompt(payload, model)
-        return max(most, model.context_size) if "document" in without_data(payload["messages"])[1] else most
+        """Return the whole context if there is a block whose tokens nobody has counted."""
+        most, kinds = super().most_prompt(payload, model), without_data(payload["messages"])[1]
+        return max(most, model.context_size) if any(kind in kinds for kind in UNCOUNTED) else most
+
+    def most_searches(self, payload: Payload) -> int:
+        """Return the sum of the tools' `max_uses`."""
+        return sum(tool["max_uses"] for tool in payload.get("tools") or () if tool.get("type") == WEB_SEARCH)
+
+    def searches(self, body: Body) -> int:
+        """Count the searches that the model began."""
+        begun = {"type": "server_tool_use", "name": "web_search"}
+        return sum(isinstance(block, dict) and begun.items() <= block.items() for block in blocks_of(body))
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
         """Set max_tokens. If it was reduced, the budget of thinking, which must be lower, is reduced as well.
@@ -266,9 +297,12 @@ class MessageReader(EventReader):
         return b""
 
     def billed_usage(self, estimate: Callable[[Body], Usage]) -> tuple[Usage, str]:
-        """Return the usage of the stream and its source. The provider's input is final from the first event on."""
+        """Return the usage of the stream and its source.
+
+        The provider's input is final from the first event on, unless it searches.
+        """
         billed, source = super().billed_usage(estimate)
-        if self.usage is not None and self.usage.input_tokens:
+        if self.usage is not None and self.usage.input_tokens and not billed.web_searches:
             billed = billed.with_totals(self.usage.input_tokens, billed.output_tokens)
         return billed, source
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from core.errors import InvalidRequest
 
+MISSING = "missing_required_parameter"
 MOST_ANSWERS = 128
 MOST_OUTPUT = 10_000_000
 MOST_DIMENSIONS = 100_000

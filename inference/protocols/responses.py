@@ -1,7 +1,7 @@
 """The protocol of POST /responses.
 
-The input may contain messages, reasoning, and calls of the caller's tools with their outputs. Output of the provider's
-tools and references to stored items are refused. A stream's last event holds the whole response.
+The input may contain messages, reasoning, calls of the caller's tools with their outputs, and web searches. Output of
+the provider's other tools and references to stored items are refused. A stream's last event holds the whole response.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from inference.catalog import CatalogModel
 from inference.protocols.base import (
     PART_OVERHEAD,
     Body,
@@ -34,6 +37,7 @@ from inference.protocols.events import END_OF_EVENT, EventReader, server_sent
 from inference.protocols.parameters import (
     ANSWER_NAMES,
     KEPT,
+    MISSING,
     MOST_OUTPUT,
     OUTPUT_NAMES,
     REFUSED,
@@ -47,7 +51,7 @@ from inference.protocols.parameters import (
     refuse,
     unsupported,
 )
-from inference.usage import Usage, is_count, parse_usage
+from inference.usage import Usage, is_count
 
 #: Fields of an output item that the model did not write.
 LABELS = ("type", "id", "role", "status", "call_id", "encrypted_content")
@@ -61,13 +65,22 @@ BUILT_IN_TOKENS = 5_000
 #: Fields of an update in the middle of a conversation. Other settings must be parameters, which are checked.
 UPDATED = frozenset({"type", "id", "reasoning", "text"})
 
+#: The web search that the provider runs, by the types of the tool.
+WEB_SEARCH = ("web_search", "web_search_2025_08_26")
+#: Most calls of the provider's tools that a request may allow.
+MOST_CALLS = 100
+
+is_tools = tools_of(*FUNCTIONS, "namespace", *BUILT_IN, *WEB_SEARCH)
 is_own_tools = tools_of(*FUNCTIONS, "namespace", *BUILT_IN)
 is_function_tools = tools_of(*FUNCTIONS)
 
 
-def check_tools(name: str, tools: Any) -> None:
-    """Accept tools that the caller runs: functions, also in namespaces, local shells, searches by the client."""
-    is_own_tools(name, tools)
+def check_tools(name: str, tools: Any, accepted: Check = is_tools) -> None:
+    """Accept tools that the caller runs: functions, also in namespaces, local shells, searches by the client.
+
+    Web search, which the provider runs, is accepted beside the input, not in its items.
+    """
+    accepted(name, tools)
     for at, tool in enumerate(tools):
         if tool["type"] == "namespace" and tool.get("tools") is not None:
             is_function_tools(f"{name}[{at}].tools", tool["tools"])
@@ -131,9 +144,14 @@ ITEMS: Mapping[str, Mapping[str, Check]] = {
     "computer_call": {},
     "computer_call_output": {"output": part_of(image="computer_screenshot")},
     "configuration_update": {},
+    "web_search_call": {},
 }
 #: Fields of any item, checked where they are given.
-ITEM_FIELDS = {"tools": check_tools, "environment": check_environment, "execution": check_execution}
+ITEM_FIELDS: Mapping[str, Check] = {
+    "tools": partial(check_tools, accepted=is_own_tools),
+    "environment": check_environment,
+    "execution": check_execution,
+}
 
 
 def check_item(name: str, item: Body) -> None:
@@ -176,21 +194,51 @@ class ResponseProtocol(WireProtocol):
     prompt_parameter = "input"
     output_names = ("max_output_tokens",)
     least_output = 16
-    refused = {
+    refused: Mapping[str, Check] = {
         **REFUSED,
         **others(OUTPUT_NAMES, "max_output_tokens"),
         **dict.fromkeys(ANSWER_NAMES, unsupported("a response is one answer.")),
         **dict.fromkeys(("previous_response_id", "conversation", "prompt"), unsupported(KEPT)),
         "background": unsupported(KEPT, off=False),
     }
-    checks = {
+    checks: Mapping[str, Check] = {
         **refused,
         **SAMPLING,
         "instructions": is_string,
         "max_output_tokens": number(1, MOST_OUTPUT),
+        "max_tool_calls": number(1, MOST_CALLS),
         "tools": check_tools,
         "input": check_input,
     }
+
+    def check(self, payload: Payload) -> None:
+        """Require max_tool_calls with a web search, whose cost has no bound without it."""
+        super().check(payload)
+        if payload.get("max_tool_calls") is None and searches_web(payload):
+            text = "Missing required parameter: 'max_tool_calls'. It bounds what the tool 'web_search' costs."
+            refuse(text, "max_tool_calls", MISSING)
+
+    def most_prompt(self, payload: Payload, model: CatalogModel) -> int:
+        """Return the whole context if there is a web search in the input, whose results nobody has counted."""
+        most = super().most_prompt(payload, model)
+        searched = any(isinstance(item, dict) and item.get("type") == "web_search_call" for item in _items(payload))
+        return max(most, model.context_size) if searched else most
+
+    def most_searches(self, payload: Payload) -> int:
+        """Return the most calls of the provider's tools, if web search is one."""
+        return payload["max_tool_calls"] if searches_web(payload) else 0
+
+    def searches(self, body: Body) -> int:
+        """Count the searches in the output; to open a page that was found costs nothing (OpenAI's prices)."""
+        output = [item for item in body.get("output") or () if isinstance(item, dict)]
+        actions = [item.get("action") for item in output if item.get("type") == "web_search_call"]
+        return sum(not isinstance(each, dict) or each.get("type", "search") == "search" for each in actions)
+
+    def reported(self, body: Body) -> Usage | None:
+        """Add the searches, which OpenAI's usage lacks."""
+        found = super().reported(body)
+        searches = self.searches(body) if found is not None else 0
+        return replace(found, web_searches=searches) if found is not None and searches else found
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON, the most of each image and built-in tool, and overhead."""
@@ -293,7 +341,7 @@ class ResponseReader(EventReader):
             self.is_done = True
             response = body.get("response")
             self._whole = response if isinstance(response, dict) else {}
-            self.usage = parse_usage(self._whole.get("usage"))
+            self.usage = response_protocol.reported(self._whole)
             self.service_tier = self._whole.get("service_tier")
         return event + END_OF_EVENT
 
@@ -335,6 +383,11 @@ def _tools(payload: Payload) -> list[Body]:
     """Return all tools of a request: those beside its input, and those in the items of its input."""
     items = (item for item in _items(payload) if isinstance(item, dict))
     return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
+
+
+def searches_web(payload: Payload) -> bool:
+    """Return whether the provider may search the web for the model."""
+    return any(tool.get("type") in WEB_SEARCH for tool in payload.get("tools") or ())
 
 
 def new_response(payload: Payload, model: str) -> Body:

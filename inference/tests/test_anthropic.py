@@ -215,7 +215,8 @@ def test_the_operators_troubles_stay_theirs(status: int, kind: str, text: str, c
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no maximum": ({"max_tokens": None}, "max_tokens"),
-    "a search of the provider": ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0].type"),
+    "searches without end": ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0].max_uses"),
+    "a search that runs code": ({"tools": [{"type": "web_search_20260209", "name": "w"}]}, "tools[0].type"),
     "code at the provider": ({"tools": [{"type": "code_execution_20250825", "name": "c"}]}, "tools[0].type"),
     "another server": ({"mcp_servers": [{"type": "url", "url": "https://a.example"}]}, "mcp_servers"),
     "a container": ({"container": "c"}, "container"),
@@ -236,7 +237,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "document", "source": {"type": "base64", "media_type": "text/html", "data": ""}},
         "source.media_type",
     ),
-    "a search's result": ({"type": "web_search_tool_result", "tool_use_id": "x", "content": []}, "type"),
+    "code run by the provider": ({"type": "server_tool_use", "id": "x", "name": "code_execution"}, "name"),
     "an upload": ({"type": "container_upload", "file_id": "f"}, "type"),
     "no type": ({"text": "x"}, "type"),
 }

@@ -68,7 +68,7 @@ def test_it_tries_routes_in_order_and_then_by_weight_and_bounds_by_the_dearest(u
     Price.objects.create(deployment=made, input_per_million=3, output_per_million=Decimal("1.5"))
     model = found("many")
     assert [route.upstream_name for route in model.routes] == ["c", "a", "d", "b"]
-    assert model.ceiling(100) == (4 * 10**9, 2 * 10**9, 0)
+    assert model.ceiling(100) == (4 * 10**9, 2 * 10**9, 0, 0)
 
 
 def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> None:

@@ -222,7 +222,7 @@ def test_it_refuses_other_parts_items_and_tools_of_a_response(payload: dict[str,
 @pytest.mark.parametrize(
     ("tool", "field", "code"),
     [
-        ({"type": "web_search"}, "type", "invalid_value"),
+        ({"type": "code_interpreter"}, "type", "invalid_value"),
         ({}, "type", "invalid_value"),
         ({"type": "function", "Type": "web_search"}, "Type", "unknown_parameter"),
     ],

@@ -46,6 +46,7 @@ def test_it_shows_a_model_by_any_name_under_which_it_is_called(roomy: Api, alias
             "output_per_million": "8.000000000",
             "reasoning_per_million": "8.000000000",
             "per_request": "0.000000000",
+            "per_search": None,
             "long_prompts": [],
         },
     }

@@ -151,6 +151,19 @@ def test_it_keeps_what_no_record_can_tell(deployment: Deployment) -> None:
     assert next(cost for pk, cost in costs.items() if pk.replace("-", "") == retried.id) != Decimal("0.000025")
 
 
+def test_web_searches_are_repriced_as_they_were_counted(deployment: Deployment) -> None:
+    at = int((timezone.now() - timedelta(hours=1)).timestamp() * 10**6)
+    recorded(
+        make_key(), model="large", deployment="openai/large", admitted_at=at, usage_source="provider", web_searches=3
+    )
+    costs = []
+    for price in ("0.01", "0.02"):
+        right_price(deployment, per_search=Decimal(price))
+        reprice()
+        costs.append(RequestRecord.objects.get().cost or 0)
+    assert costs[1] - costs[0] == Decimal("0.03")
+
+
 def test_prices_hold_for_their_time(deployment: Deployment) -> None:
     issued, now = make_key(), timezone.now()
     for days in (35, 20):

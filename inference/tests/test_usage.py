@@ -1,5 +1,6 @@
 """Usage in the shapes that providers send, and what it costs. docs/usage.md has the table."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ SHAPES: dict[str, tuple[dict[str, Any], Usage]] = {
             "output_tokens": 9,
         },
         Usage(135, 100, 9, 30, 20),
+    ),
+    "Anthropic with web searches": (
+        {"input_tokens": 5, "output_tokens": 9, "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 0}},
+        Usage(5, 0, 9, web_searches=2),
     ),
     "Anthropic without a cache": ({"input_tokens": 5, "output_tokens": 9}, Usage(5, 0, 9)),
     "Anthropic through a chat endpoint that counts cached tokens in": (
@@ -159,7 +164,7 @@ FIELDS = [
     *(name for names in module.TOTALS for name in names[:2]),
     *(
         place
-        for places in (module.CACHED, module.WRITTEN, module.WRITTEN_1H, module.REASONING, module.ALL)
+        for places in (module.CACHED, module.WRITTEN, module.WRITTEN_1H, module.REASONING, module.SEARCHES, module.ALL)
         for place in places
     ),
 ]
@@ -180,6 +185,7 @@ def test_no_part_is_above_its_whole(flat: dict[str, int]) -> None:
         rates = Rates(3, 1, 5, 4, 6, 7, 11)
         ceiling = rates.ceiling(usage.input_tokens)
         most = usage.input_tokens * ceiling.input + usage.output_tokens * ceiling.output
+        usage = replace(usage, web_searches=0)
         assert 0 <= rates.cost(usage) <= -(-most // 1_000_000) + ceiling.request
 
 
@@ -207,10 +213,12 @@ def test_the_docs_name_every_field() -> None:
         (Usage(1, 1, 1), 1),
         (Usage(0, 0, 1_000_001), 6),
         (Usage(3_000_000, 1_000_000, 2_000_000, 2_000_000, 1_000_000, 1_000_000), 2 + 4 + 8 + 5 + 9),
+        (Usage(1, 1, 1, web_searches=3), 1 + 3 * 70),
     ],
 )
 def test_a_cost_is_rounded_up_once(usage: Usage, cost: int) -> None:
-    assert Rates(input=3, cached_input=2, output=5, cache_write=4, cache_write_1h=8, reasoning=9).cost(usage) == cost
+    rates = Rates(input=3, cached_input=2, output=5, cache_write=4, cache_write_1h=8, reasoning=9, search=70)
+    assert rates.cost(usage) == cost
 
 
 def test_a_long_prompt_decides_the_price_of_all_its_parts() -> None:
@@ -218,5 +226,5 @@ def test_a_long_prompt_decides_the_price_of_all_its_parts() -> None:
     rates = Rates(input=3_000_000, cached_input=300_000, output=6_000_000, request=7, steps=((200, long),))
     assert rates.cost(Usage(200, 100, 10)) == 300 + 30 + 60 + 7
     assert rates.cost(Usage(201, 100, 10)) == 606 + 60 + 90
-    assert rates.ceiling(200) == (3_000_000, 6_000_000, 7)
-    assert rates.ceiling(201) == (6_000_000, 9_000_000, 7)
+    assert rates.ceiling(200) == (3_000_000, 6_000_000, 7, 0)
+    assert rates.ceiling(201) == (6_000_000, 9_000_000, 7, 0)

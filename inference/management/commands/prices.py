@@ -20,7 +20,7 @@ from inference.services import catalog_save
 #: The fields of a price that the list may have.
 PARTS = (*LISTED, "per_request")
 #: Those that the list does not have, which a new price keeps.
-KEPT = ("flex_factor", "priority_factor")
+KEPT = ("per_search", "flex_factor", "priority_factor")
 
 
 class Command(BaseCommand):
