@@ -129,10 +129,11 @@ def environment(request: HttpRequest) -> list[str]:
 
 def search(request: HttpRequest, term: str) -> list[SearchResult]:
     """Return what the command palette finds beside the lists, which unfold finds by their names."""
-    return [*_actions(request, term), *_objects(request, term)]
+    return [*actions(request, term), *_objects(request, term)]
 
 
-def _actions(request: HttpRequest, term: str) -> Iterator[SearchResult]:
+def actions(request: HttpRequest, term: str = "") -> Iterator[SearchResult]:
+    """Yield the actions that a user may take and whose title contains a text in lower case."""
     for title, icon, name, permission in ACTIONS:
         if term in title.lower() and _is_allowed(request, permission):
             yield SearchResult(title, "Action", reverse(f"admin:{name}"), icon)

@@ -94,14 +94,14 @@ def test_it_finds_accounts_keys_requests_and_actions() -> None:
     for term in ("req-42", record.id[:12]):
         assert f"/admin/monitoring/requestrecord/{UUID(record.id)}/change/" in found(client, term)
     assert "/admin/accounts/apikey/add/" in found(client, "add key")
-    assert "No results" in found(client, "nothing of this name")
+    assert "Nothing found" in found(client, "nothing of this name")
 
 
 def test_it_finds_nothing_without_permission() -> None:
     client, issued = logged_in(make_staff("accounts.view_tier")), make_key(account=make_account("acme"), name="nightly")
     recorded(issued, label="req-42")
     for term in ("acme", "nightly", issued.key.prefix, "req-42", "add key"):
-        assert "No results" in found(client, term)
+        assert "Nothing found" in found(client, term)
 
 
 def test_it_offers_what_can_be_done_with_the_only_account_that_is_found() -> None:
@@ -113,3 +113,18 @@ def test_it_offers_what_can_be_done_with_the_only_account_that_is_found() -> Non
     assert "Add key for Globex Ltd" in page
     assert "Requests of" not in page  # for those who may see them
     assert "Add key for" not in found(client, "i")
+
+
+def test_it_offers_what_a_user_may_do_before_anything_is_typed() -> None:
+    for client, offered, hidden in (
+        (logged_in(make_admin()), ["Add account", "Add key", "Add provider", "Export usage"], []),
+        (logged_in(make_staff("accounts.view_account", "accounts.add_account")), ["Add account"], ["Add key"]),
+    ):
+        page = shown(client, "/admin/accounts/account/")
+        palette = page.partition('id="command-history"')[2].partition("Type to find")[0]
+        assert [title for title in offered if f">{title}<" not in palette] == []
+        assert [title for title in hidden if title in palette] == []
+
+
+def test_it_says_that_nothing_was_found() -> None:
+    assert "Nothing found for “no such &lt;thing&gt;”." in found(logged_in(make_admin()), "no such <thing>")
