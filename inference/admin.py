@@ -16,6 +16,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from redis.exceptions import RedisError
 
 from accounts.admin.base import (
@@ -32,6 +34,7 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
+    relative,
 )
 from accounts.admin.forms import LinesField
 from accounts.audit import audit_event, audit_record
@@ -176,7 +179,7 @@ def preset_of(request: HttpRequest) -> Preset:
 class ProviderAdmin(CatalogAdmin):
     """Providers."""
 
-    list_display = ("name", "base_url", "variable", "secret", "deployment_count", "state")
+    list_display = ("name", "base_url", "variable", "secret", "deployment_count", "latest_calls", "state")
     add_form_template = "admin/inference/provider/add.html"
     change_form_outer_before_template = "admin/inference/provider/deployments.html"
     actions_detail = ("test_connection",)
@@ -247,6 +250,29 @@ class ProviderAdmin(CatalogAdmin):
             "may_test": self.has_change_permission(request, provider),
         }
         return super().change_view(request, object_id, form_url, {**(extra_context or {}), **more})
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """Leave out the calls for users who may not see requests."""
+        shown = super().get_list_display(request)
+        return [name for name in shown if name != "latest_calls" or request.user.has_perm(VIEW_RECORDS)]
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """Attach the latest calls of all rows in one query."""
+        changelist = super().get_changelist_instance(request)
+        calls = recent_calls() if "latest_calls" in changelist.list_display else {}
+        for row in changelist.result_list:
+            row.recent = [each for (_, name), each in calls.items() if name.partition("/")[0] == row.name]
+        return changelist
+
+    @display(description="latest calls")
+    def latest_calls(self, provider: Any) -> SafeString:
+        """Show how many of the latest requests a provider was asked for, and how many failed, the last one when."""
+        failures = [each.last_failure.admitted_at for each in provider.recent if each.last_failure is not None]
+        failed = sum(each.failed for each in provider.recent)
+        calls = count(sum(each.calls for each in provider.recent))
+        if not failures:
+            return format_html("{}", calls)
+        return format_html("{}, {} failed, the last {}", calls, count(failed), relative(max(failures)))
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Leave out the test of the connection: its button is on the page, and asks at once."""
@@ -516,12 +542,34 @@ class DeploymentAdmin(CatalogAdmin):
         return deployment_price(deployment)
 
 
+class TimeFilter(admin.SimpleListFilter):
+    """Shows past prices only if asked for."""
+
+    title = "time"
+    parameter_name = "time"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Return the choices beside current and upcoming prices."""
+        return [("past", "Past"), ("all", "All")]
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        """Name the choice that is made without the filter."""
+        unfiltered, *others = super().choices(changelist)
+        yield {**unfiltered, "display": "Current and upcoming"}
+        yield from others
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Select by the time."""
+        is_past = Q(is_in_force=False, valid_from__lte=timezone.now())
+        return {"past": queryset.filter(is_past), "all": queryset}.get(self.value() or "", queryset.exclude(is_past))
+
+
 @admin.register(Price)
 class PriceAdmin(CatalogAdmin):
     """All prices: past, current and future."""
 
     list_display = ("deployment", "model_link", "prompts", "begins", "state", "input", "cached_input", "output")
-    list_filter = ("deployment__provider", "deployment__model")
+    list_filter = (TimeFilter, "deployment__provider", "deployment__model")
     ordering = ("deployment__model__public_name", "deployment", "-valid_from", "above_tokens")
     list_select_related = ("deployment__provider", "deployment__model")
     search_fields = ("deployment__upstream_name", "deployment__model__public_name")
@@ -549,16 +597,14 @@ class PriceAdmin(CatalogAdmin):
 
     model_link = column("model", lambda price: link(price.deployment.model), ordering="deployment__model__public_name")
     begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
-    input = column("input per million", lambda price: price_text(price.input_per_million), ordering="input_per_million")
+    input = column("input per 1M", lambda price: price_text(price.input_per_million), ordering="input_per_million")
     cached_input = column(
-        "cached input per million",
+        "cached per 1M",
         lambda price: (
             "as input" if price.cached_input_per_million is None else price_text(price.cached_input_per_million)
         ),
     )
-    output = column(
-        "output per million", lambda price: price_text(price.output_per_million), ordering="output_per_million"
-    )
+    output = column("output per 1M", lambda price: price_text(price.output_per_million), ordering="output_per_million")
 
     prompts = column("prompts", lambda price: f"above {count(price.above_tokens)}" if price.above_tokens else "all")
 

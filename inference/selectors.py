@@ -26,7 +26,7 @@ class RecentCalls:
 
     Of the `failed` calls, it was the last one that was tried. `share` is that of its model's calls, `milliseconds` the
     median to the first token of a stream or to a whole answer, `cost` in nano-dollars, `cached` the share of the input
-    that the provider read from its cache.
+    that the provider read from its cache. `last_failure` is the latest failed call.
     """
 
     calls: int
@@ -35,6 +35,7 @@ class RecentCalls:
     milliseconds: float
     cost: int
     cached: float
+    last_failure: RequestRecord | None
 
     def __str__(self) -> str:
         figures = [
@@ -66,6 +67,9 @@ def recent_calls() -> dict[tuple[str, str], RecentCalls]:
     latest = RequestRecord.objects.order_by("-admitted_at", "-pk").only(
         "model",
         "deployment",
+        "admitted_at",
+        "failures",
+        "error_code",
         "status",
         "cache",
         "first_token_ms",
@@ -75,20 +79,24 @@ def recent_calls() -> dict[tuple[str, str], RecentCalls]:
         "cached_tokens",
     )[:LATEST]
     by_deployment: defaultdict[tuple[str, str], list[RequestRecord]] = defaultdict(list)
+    failed: defaultdict[tuple[str, str], list[RequestRecord]] = defaultdict(list)
     for record in latest:
         if record.deployment and record.cache not in ANSWERED_BEFORE:
             by_deployment[record.model, record.deployment].append(record)
+            if record.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                failed[record.model, record.deployment].append(record)
     of_model: Counter[str] = Counter()
     for (model, _), records in by_deployment.items():
         of_model[model] += len(records)
     return {
         (model, deployment): RecentCalls(
             calls=len(records),
-            failed=sum(record.status >= HTTPStatus.INTERNAL_SERVER_ERROR for record in records),
+            failed=len(failed[model, deployment]),
             share=len(records) / of_model[model],
             milliseconds=median(record.first_token_ms or record.latency_ms for record in records),
             cost=sum(nano_dollars(record.cost) or 0 for record in records),
             cached=sum(each.cached_tokens for each in records) / (sum(each.input_tokens for each in records) or 1),
+            last_failure=next(iter(failed[model, deployment]), None),
         )
         for (model, deployment), records in by_deployment.items()
     }

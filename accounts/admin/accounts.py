@@ -1,7 +1,4 @@
-"""The admin of accounts and tiers, with bars that show how much of each limit is used.
-
-The bars of all rows of a list are read in one step.
-"""
+"""The admin of accounts and tiers."""
 
 from __future__ import annotations
 
@@ -9,14 +6,11 @@ from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
-from django.db.models import CharField, Count, Q, QuerySet
+from django.db.models import CharField, Count, F, Q, QuerySet
 from django.db.models.functions import Cast
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
 from accounts import services
 from accounts.admin.base import (
@@ -33,9 +27,9 @@ from accounts.admin.base import (
     is_confirmed,
 )
 from accounts.admin.forms import AccountForm, ModelBudgetInline, ModelBudgetsAdmin, TierForm
+from accounts.admin.usage import UsedList
 from accounts.key_cache import account_subject
-from accounts.limit_usage import LimitUsage, usage_of_scopes
-from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitName, LimitSet
+from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitSet
 from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable, is_usable
 from core.formats import utc_text
@@ -43,22 +37,6 @@ from core.formats import utc_text
 #: The limits of an account, two a line.
 LIMIT_ROWS = (RATE_FIELDS[:2], (*RATE_FIELDS[2:], "max_keys"))
 RECORDED = "The state store is down: monthly amounts come from the records; the use of other limits is unknown."
-
-
-def usage_bar(usage: LimitUsage) -> SafeString:
-    """Return the bar of a limit with the text beside it; without a limit, the text alone."""
-    if usage.limit is None:
-        return format_html("{}", usage.text)
-    bar = {"percent": usage.percent, "text": usage.text, "title": usage.title}
-    return render_to_string("admin/limit_bar.html", bar)
-
-
-def month_bar(account: Any, name: LimitName) -> SafeString:
-    """Return the bar of a monthly budget of an account in the list; without a budget, what was used."""
-    usage: LimitUsage | None = account.usage.get(name)
-    if usage is None:
-        return SafeString("unknown while the state store is down")
-    return usage_bar(usage) if usage.limit is not None else SafeString(usage.rounded(usage.used))
 
 
 def limit_text(limit: int | None, unit: str = "") -> str:
@@ -105,7 +83,7 @@ class KeyedAdmin(ModelBudgetsAdmin):
 
 
 @admin.register(Account)
-class AccountAdmin(OverviewAdmin, KeyedAdmin):
+class AccountAdmin(UsedList, OverviewAdmin, KeyedAdmin):
     """The admin of accounts."""
 
     form = AccountForm
@@ -123,8 +101,6 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
         ordering="is_active",
         label={"active": "success", "over budget": "danger", "disabled": "danger"},
     )
-    tokens_this_month = column("tokens this month", lambda account: month_bar(account, LimitName.MONTHLY_TOKENS))
-    cost_this_month = column("cost this month", lambda account: month_bar(account, LimitName.MONTHLY_COST))
     instead = "Disable it instead."
     fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("display_name", "name", "contact")}),
@@ -156,16 +132,9 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
         counted: QuerySet[Any] = super().get_queryset(request).annotate(usable_keys=number)
         return counted
 
-    def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Attach the usage of all rows in one step; while Redis is down, only that of the month."""
-        changelist = super().get_changelist_instance(request)
-        accounts = {account.pk: account for account in changelist.result_list}
-        scopes = [LimitSet(pk, (account_subject(account),)) for pk, account in accounts.items()]
-        for account in accounts.values():
-            account.usage = {}
-        for usage in usage_of_scopes(scopes).limits:
-            accounts[usage.subject.owner_id].usage[usage.name] = usage
-        return changelist
+    def limits_of(self, instance: Any) -> LimitSet:
+        """Return an account's own limits."""
+        return LimitSet(instance.pk, (account_subject(instance),))
 
     def history_of(self, request: HttpRequest, instance: Any) -> Q:
         """Add the entries of the account's keys for users who may view them."""
@@ -261,6 +230,7 @@ class TierAdmin(KeyedAdmin):
     form = TierForm
     list_display = ("name", "requests", "tokens", "concurrent", "output", "allowed_models", "cache_enabled", "keys")
     search_fields = ("name",)
+    ordering = (F("requests_per_minute").asc(nulls_last=True), F("tokens_per_minute").asc(nulls_last=True), "name")
     requests = column("requests", lambda tier: limit_text(tier.requests_per_minute, "/min"))
     tokens = column("tokens", lambda tier: limit_text(tier.tokens_per_minute, "/min"))
     concurrent = column("at the same time", lambda tier: limit_text(tier.concurrent_requests))

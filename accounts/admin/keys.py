@@ -50,8 +50,9 @@ from accounts.admin.forms import (
     TierChoiceField,
 )
 from accounts.admin.lists import TextFilter
+from accounts.admin.usage import UsedList
 from accounts.explain import explain_key
-from accounts.key_cache import account_subject
+from accounts.key_cache import account_subject, key_subject
 from accounts.keys import SHOWN_PREFIX
 from accounts.limit_usage import usage_of_scopes
 from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS, LimitName, LimitSet
@@ -127,11 +128,11 @@ class AccountFilter(TextFilter):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
-    """The admin of keys."""
+class ApiKeyAdmin(UsedList, OverviewAdmin, ModelBudgetsAdmin):
+    """The admin of keys. What a key has used includes the keys that it replaced."""
 
     form = ApiKeyForm
-    list_display = ("name", "account_link", "tier", "masked", "state", "expires", "last_used")
+    list_display = ("name", "account_link", "tier", "masked", "state", "cost_this_month", "expires", "last_used")
     list_filter = (StateFilter, "tier", AccountFilter)
     list_select_related = ("account", "tier")
     search_fields = ("prefix", "name")
@@ -170,6 +171,10 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
         ("Settings", {"fields": ("account", "name", "tier", "expires_at")}),
         *settings_fieldsets,
     )
+
+    def limits_of(self, instance: Any) -> LimitSet:
+        """Return a key's own limits."""
+        return LimitSet(instance.account_id, (key_subject(instance, timezone.now()),))
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         """Return the form, for a new key the one with usual times of expiry."""

@@ -16,7 +16,7 @@ from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.backend import LimitBackend
 from accounts.limits.types import Amount, LimitsUnavailable
-from accounts.models import Account
+from accounts.models import Account, ApiKey
 from accounts.tests.factories import IssuedKey, logged_in, make_admin, make_key
 
 pytestmark = pytest.mark.django_db
@@ -54,6 +54,12 @@ def test_it_shows_the_month_on_the_list(site: Client, issued: IssuedKey) -> None
     assert "1,200 of 10,000 (12 %)" in shown
     assert "$2.50 of $12.50 (20 %)" in shown
     assert '<progress class="limit-bar" max="100" value="12" aria-label="Tokens this month">' in shown
+
+
+def test_it_shows_what_each_key_cost_on_the_list(site: Client, issued: IssuedKey) -> None:
+    assert "$2.50" in page(site, "/admin/accounts/apikey/")
+    ApiKey.objects.update(monthly_cost_budget=Decimal(10))
+    assert "$2.50 of $10.00 (25 %)" in page(site, "/admin/accounts/apikey/")
 
 
 def test_it_names_a_reached_limit(site: Client, issued: IssuedKey) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts.models import AuditEntry
@@ -16,6 +19,7 @@ from inference.catalog import _route, catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
 from inference.prices import Rates
+from inference.tests.samples import serve
 from inference.upstream.breaker import FAILURES_TO_OPEN, breakers, failing
 from monitoring.tests.samples import recorded
 
@@ -337,3 +341,32 @@ def test_it_asks_the_database_as_often_for_many_as_for_few_and_shows_staff_nothi
         assert site.get(url).status_code == 200
     client = logged_in(make_staff())
     assert [client.get(each).status_code for each in (url, f"{url}add/")] == [403, 403]
+
+
+def test_past_prices_are_listed_only_if_asked_for(site: Client, upstream: FakeUpstream) -> None:
+    deployment, now = serve("changed", input=1), timezone.now()
+    deployment.prices.update(valid_from=now - timedelta(days=9))
+    Price.objects.create(deployment=deployment, input_per_million=2, output_per_million=2, valid_from=now)
+    Price.objects.create(
+        deployment=deployment, input_per_million=3, output_per_million=3, valid_from=now + timedelta(days=9)
+    )
+    shown = {}
+    for query in ("", "?time=past", "?time=all"):
+        rows = site.get(f"/admin/inference/price/{query}").context["cl"].result_list
+        shown[query] = [int(price.input_per_million) for price in rows if price.deployment == deployment]
+    assert shown == {"": [3, 2], "?time=past": [1], "?time=all": [3, 2, 1]}
+
+
+def test_it_shows_a_provider_s_latest_calls_and_its_last_failure(site: Client, upstream: FakeUpstream) -> None:
+    deployment, issued = serve("shaky", input=1), make_key()
+    own = {"model": "shaky", "deployment": str(deployment)}
+    recorded(issued, **own)
+    failed = recorded(issued, **own, status=502, error_code="upstream_failed", failures=f"{deployment}: http 500")
+    listed = " ".join(site.get("/admin/inference/provider/").content.decode().split())
+    assert "2, 1 failed, the last" in listed
+    page = site.get(f"/admin/inference/provider/{deployment.provider_id}/change/").content.decode()
+    assert f"/admin/monitoring/requestrecord/{UUID(failed.id)}/change/" in page
+    assert f"{deployment}: http 500" in page
+    few = logged_in(make_staff("inference.view_provider", "inference.view_deployment"))
+    assert "latest calls" not in few.get("/admin/inference/provider/").content.decode().lower()
+    assert "http 500" not in few.get(f"/admin/inference/provider/{deployment.provider_id}/change/").content.decode()
