@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django import forms
@@ -542,6 +542,11 @@ class DeploymentAdmin(CatalogAdmin):
         return deployment_price(deployment)
 
 
+def day_text(at: datetime) -> str:
+    """Format a time in UTC; midnight is the day alone."""
+    return utc_text(at).removesuffix(" 00:00 UTC")
+
+
 class TimeFilter(admin.SimpleListFilter):
     """Shows past prices only if asked for."""
 
@@ -596,7 +601,7 @@ class PriceAdmin(CatalogAdmin):
         return rows
 
     model_link = column("model", lambda price: link(price.deployment.model), ordering="deployment__model__public_name")
-    begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
+    begins = column("valid from", lambda price: day_text(price.valid_from), ordering="valid_from")
     input = column("input per 1M", lambda price: price_text(price.input_per_million), ordering="input_per_million")
     cached_input = column(
         "cached per 1M",

@@ -76,6 +76,8 @@ def _catalog_seed(*, actor: str) -> Seeded:
         catalog_save(row=other, actor=actor)
     if not url:
         return Seeded(None)
+    if name == LOCAL:  # its port is another one at each start, which is no change to tell in the audit log
+        Provider.objects.filter(name=name, from_environment=True).update(base_url=url)
     provider = Provider.objects.filter(name=name).first() or Provider(name=name)
     provider.base_url, provider.api_key_variable = url, variable
     provider.from_environment = provider.is_enabled = True

@@ -7,8 +7,9 @@ from decimal import Decimal
 import pytest
 from django.conf import LazySettings
 
+from accounts.models import AuditEntry
 from inference.fake_provider import FakeUpstream
-from inference.models import Deployment, Price
+from inference.models import Deployment, Price, Provider
 from inference.seeds import listed_prices, provider_seed
 from inference.tests.fixtures import MODEL
 
@@ -47,3 +48,14 @@ def test_it_enters_a_price_of_0_for_what_the_fake_provider_serves_and_none_for_a
     monkeypatch.setattr("inference.seeds.OWNER", "somebody else")
     provider_seed(actor="command:test")
     assert not Price.objects.filter(deployment__upstream_name="of-another").exists()
+
+
+def test_the_local_model_s_new_port_is_no_change_in_the_audit_log(db: None, settings: LazySettings) -> None:
+    settings.OPENAI_API_KEY = settings.OPENAI_BASE_URL = settings.OPENAI_MODEL = ""
+    entries = []
+    for port in (4001, 4002):
+        settings.LOCAL_MODEL_URL = f"http://127.0.0.1:{port}/v1"
+        provider_seed(actor="command:test")
+        entries.append(AuditEntry.objects.count())
+    assert entries[0] == entries[1]
+    assert Provider.objects.get(name="local").base_url.endswith(":4002/v1")
