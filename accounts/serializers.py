@@ -53,6 +53,7 @@ class LimitUsageAnswer(serializers.Serializer[Any]):
     expires_at = serializers.DateTimeField(
         allow_null=True, help_text="When the key stops working: it expires, or its grace period ends. null: never."
     )
+    scopes = serializers.ListField(child=serializers.CharField(), help_text="What the key may do.")
     month = serializers.CharField(help_text="The calendar month (UTC) of the budgets, as in 2026-11.")
     source = serializers.ChoiceField(  # type: ignore[assignment]  # the stubs mistake it for Field.source
         choices=[LIVE, RECORDS],

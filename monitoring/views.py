@@ -90,6 +90,7 @@ class UsageView(KeyView):
                 "key": identity.key_name,
                 "tier": identity.tier_name,
                 "expires_at": identity.ends_at,
+                "scopes": sorted(identity.scopes),
                 "month": month_text(report.at),
                 "source": report.source,
                 "limits": [

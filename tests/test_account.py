@@ -74,6 +74,7 @@ def usage(address: str, requests: int, used: int = 20) -> dict[str, Any]:
         "key": "laptop",
         "tier": "premium",
         "expires_at": "2099-01-01T12:00:00Z",
+        "scopes": ["chat", "usage"],
         "month": "2026-11",
         "source": "limits",
         "limits": limits,
@@ -118,7 +119,6 @@ def opened(chromium: Browser, service: Service) -> Any:
         made_up = answer or (lambda route: route.fulfill(json=usage(route.request.url, requests)))
         watched.page.route("**/usage?*", made_up)
         watched.page.route("**/requests?*", lambda route: route.fulfill(json=listed(route.request.url)))
-        watched.page.route("**/keys", lambda route: route.fulfill(status=403, json={"code": "scope_denied"}))
         watched.page.goto(f"{service.base_url}/account/")
         watched.page.focus("#key")
         watched.page.keyboard.insert_text(KEY)

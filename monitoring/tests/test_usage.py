@@ -55,6 +55,7 @@ def test_it_tells_the_limits_too_and_needs_the_scope(cast: Cast) -> None:
     assert (answer["account"], answer["key"], answer["source"]) == ("acme", "owner", "limits")
     assert {each["owner"] for each in answer["limits"]} == {"key", "account"}
     assert answer["expires_at"] is None
+    assert "usage" in answer["scopes"]
     ends = timezone.now() + timedelta(days=9)
     ending = make_key(account=cast.owner.key.account, name="ending", expires_at=ends)
     shown = Client().get("/usage", **ending.headers).json()["expires_at"]  # type: ignore[arg-type]

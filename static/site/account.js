@@ -130,7 +130,8 @@ async function older() {
 async function use(entered) {
   key = entered;
   await load();
-  if (key) await showKeys(key);
+  byId("keys").hidden = !key || !shown.standing.scopes.includes("keys:manage");
+  if (!byId("keys").hidden) await showKeys(key);
   return Boolean(key);
 }
 

@@ -10,17 +10,15 @@ const DAY_MS = 86_400_000;
 
 let key = "";
 
-/** Show the keys of the account, or nothing if this key may not manage them. */
+/** Show the keys of the account to a key that may manage them. */
 export async function showKeys(manager) {
   key = manager;
   try {
     const keys = await (await send("/keys", { key })).json();
-    byId("keys").hidden = false;
     byId("key-list").replaceChildren(table("Keys of the account", COLUMNS, keys.map(row)));
   } catch (error) {
-    byId("keys").hidden = error.code === "scope_denied";
     if (!(error instanceof Refusal)) throw error;
-    if (error.code !== "scope_denied") showRefusal(byId("key-list"), error);
+    showRefusal(byId("key-list"), error);
   }
 }
 
