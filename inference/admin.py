@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.options import BaseModelAdmin
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import BooleanField, Case, Count, Exists, ExpressionWrapper, Prefetch, Q, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import path
+from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -24,6 +25,7 @@ from accounts.admin.base import (
     AuditedAdmin,
     Confirmation,
     Fieldsets,
+    StackedInline,
     TabularInline,
     action,
     actor_of,
@@ -54,6 +56,7 @@ PRICE_FIELDS = (
     *("cache_write_1h_per_million", "output_per_million", "reasoning_per_million", "per_request", "per_search"),
     *("flex_factor", "priority_factor"),
 )
+SHOWN_PRICES = ("begins", "state", "prompts", "input", "cached_input", "output", "others")
 PRICE_LABELS = {"cache_write_1h_per_million": "Cache write for an hour, per million"}
 #: The states of deployments, with the words of the dashboard; whatever is off has no colour.
 STATES = {"OK": "success", "Trying: one trial call": "warning", "Down: no calls": "danger", "Secret missing": "danger"}
@@ -468,24 +471,85 @@ class ModelAdmin(CatalogAdmin):
         return next(map(deployment_price, usable_of(model)), NOTHING)
 
 
-class PriceInline(TabularInline):
-    """A deployment's prices. Old ones stay; a new one takes effect at its `valid_from`."""
+def day_text(at: datetime) -> str:
+    """Format a time in UTC; midnight is the day alone."""
+    return utc_text(at).removesuffix(" 00:00 UTC")
+
+
+class PriceColumns(BaseModelAdmin):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Prices as texts."""
+
+    readonly_fields: ClassVar[Any] = SHOWN_PRICES
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Find out in the same query which prices apply now."""
+        in_force = ExpressionWrapper(prices_in_force(timezone.now()), BooleanField())
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_in_force=in_force)
+        return rows
+
+    model_link = column("model", lambda price: link(price.deployment.model), ordering="deployment__model__public_name")
+    begins = column("valid from", lambda price: day_text(price.valid_from), ordering="valid_from")
+    input = column("input per 1M", lambda price: price_text(price.input_per_million), ordering="input_per_million")
+    cached_input = column(
+        "cached per 1M",
+        lambda price: (
+            "as input" if price.cached_input_per_million is None else price_text(price.cached_input_per_million)
+        ),
+    )
+    output = column("output per 1M", lambda price: price_text(price.output_per_million), ordering="output_per_million")
+
+    prompts = column("prompts", lambda price: f"above {count(price.above_tokens)}" if price.above_tokens else "all")
+
+    @display(description="other prices")
+    def others(self, price: Price) -> str:
+        """Show the prices that only some providers have."""
+        names = {"cache_write_per_million": "cache write", "cache_write_1h_per_million": "cache write for an hour"}
+        names |= {"reasoning_per_million": "reasoning", "per_request": "each request", "per_search": "each search"}
+        found = [(text, getattr(price, name)) for name, text in names.items()]
+        shown = [f"{text} {price_text(value)}" for text, value in found if value is not None]
+        factors = [(name, getattr(price, f"{name}_factor")) for name in SERVICE_TIERS]
+        shown += [f"{name} x {factor.normalize():f}" for name, factor in factors if factor is not None]
+        return ", ".join(shown) or NOTHING
+
+    @display(description="state", label={"in force": "success", "upcoming": "info"})
+    def state(self, price: Any) -> str:
+        """Show whether the price applies now."""
+        if price.is_in_force:
+            return "in force"
+        return "upcoming" if price.valid_from > timezone.now() else "past"
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
+        return False
+
+
+class PriceList(PriceColumns, TabularInline):
+    """A deployment's prices."""
 
     model = Price
-    fields = ("valid_from", *PRICE_FIELDS)
-    ordering = ("-valid_from",)
+    fields = SHOWN_PRICES
+    ordering = ("-valid_from", "above_tokens")
     extra = 0
     can_delete = False
     per_page = 20
     verbose_name_plural = "prices in US dollars per million tokens (the latest that has started applies)"
 
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False: a price has a page of its own."""
+        return False
+
+
+class NewPriceInline(StackedInline):
+    """The first price of a new deployment."""
+
+    model = Price
+    fields = ("valid_from", *PRICE_FIELDS)
+    extra = 0
+    verbose_name_plural = "price in US dollars per million tokens"
+
     def get_formset(self, request: HttpRequest, obj: Any = None, **options: Any) -> Any:
         """Return the formset with a label that its field's name does not make."""
         return super().get_formset(request, obj, **{"labels": PRICE_LABELS, **options})
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False: prices can't be changed, because calls were billed with them."""
-        return False
 
 
 @admin.register(Deployment)
@@ -497,7 +561,21 @@ class DeploymentAdmin(CatalogAdmin):
     list_select_related = ("model", "provider")
     search_fields = ("upstream_name", "model__public_name", "provider__name")
     fields = ("model", "provider", "upstream_name", "output_parameter", "order", "weight", "is_enabled")
-    inlines = (PriceInline,)
+    actions_detail = ("add_price",)
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
+        """List the prices; a new deployment can be given its first one."""
+        return (PriceList,) if obj else (NewPriceInline,)
+
+    def has_add_price_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return whether the user may add prices."""
+        return request.user.has_perm("inference.add_price")
+
+    @action(description="Add price", permissions=["add_price"], icon="add", url_path="add-price")
+    def add_price(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Redirect to the page that adds a price to this deployment."""
+        deployment = found(self, request, object_id)
+        return HttpResponseRedirect(f"{reverse('admin:inference_price_add')}?deployment={deployment.pk}")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read the state of all breakers once, and the prices of all rows in one additional query."""
@@ -542,11 +620,6 @@ class DeploymentAdmin(CatalogAdmin):
         return deployment_price(deployment)
 
 
-def day_text(at: datetime) -> str:
-    """Format a time in UTC; midnight is the day alone."""
-    return utc_text(at).removesuffix(" 00:00 UTC")
-
-
 class TimeFilter(admin.SimpleListFilter):
     """Shows past prices only if asked for."""
 
@@ -570,7 +643,7 @@ class TimeFilter(admin.SimpleListFilter):
 
 
 @admin.register(Price)
-class PriceAdmin(CatalogAdmin):
+class PriceAdmin(PriceColumns, CatalogAdmin):
     """All prices: past, current and future."""
 
     list_display = ("deployment", "model_link", "prompts", "begins", "state", "input", "cached_input", "output")
@@ -580,7 +653,6 @@ class PriceAdmin(CatalogAdmin):
     search_fields = ("deployment__upstream_name", "deployment__model__public_name")
     autocomplete_fields = ("deployment",)
     fields = ("deployment", "valid_from", *PRICE_FIELDS)
-    readonly_fields = ("begins", "state", "prompts", "input", "cached_input", "output", "others")
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
         """Return the form with a label that its field's name does not make."""
@@ -588,45 +660,4 @@ class PriceAdmin(CatalogAdmin):
 
     def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         """Return the form's fields; a price that exists can't be changed, and is shown as text."""
-        return ("deployment", *self.readonly_fields) if obj else self.fields
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
-        return False
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Find out in the same query which prices apply now."""
-        in_force = ExpressionWrapper(prices_in_force(timezone.now()), BooleanField())
-        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_in_force=in_force)
-        return rows
-
-    model_link = column("model", lambda price: link(price.deployment.model), ordering="deployment__model__public_name")
-    begins = column("valid from", lambda price: day_text(price.valid_from), ordering="valid_from")
-    input = column("input per 1M", lambda price: price_text(price.input_per_million), ordering="input_per_million")
-    cached_input = column(
-        "cached per 1M",
-        lambda price: (
-            "as input" if price.cached_input_per_million is None else price_text(price.cached_input_per_million)
-        ),
-    )
-    output = column("output per 1M", lambda price: price_text(price.output_per_million), ordering="output_per_million")
-
-    prompts = column("prompts", lambda price: f"above {count(price.above_tokens)}" if price.above_tokens else "all")
-
-    @display(description="other prices")
-    def others(self, price: Price) -> str:
-        """Show the prices that only some providers have."""
-        names = {"cache_write_per_million": "cache write", "cache_write_1h_per_million": "cache write for an hour"}
-        names |= {"reasoning_per_million": "reasoning", "per_request": "each request", "per_search": "each search"}
-        found = [(text, getattr(price, name)) for name, text in names.items()]
-        shown = [f"{text} {price_text(value)}" for text, value in found if value is not None]
-        factors = [(name, getattr(price, f"{name}_factor")) for name in SERVICE_TIERS]
-        shown += [f"{name} x {factor.normalize():f}" for name, factor in factors if factor is not None]
-        return ", ".join(shown) or NOTHING
-
-    @display(description="state", label={"in force": "success", "upcoming": "info"})
-    def state(self, price: Any) -> str:
-        """Show whether the price applies now."""
-        if price.is_in_force:
-            return "in force"
-        return "upcoming" if price.valid_from > timezone.now() else "past"
+        return ("deployment", *SHOWN_PRICES) if obj else self.fields

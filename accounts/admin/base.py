@@ -32,6 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as _ModelAdmin
+    from django.contrib.admin import StackedInline as _StackedInline
     from django.contrib.admin import TabularInline as _TabularInline
 
     class ModelAdmin(_ModelAdmin[Any]):
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
             """Return the actions of an object's page that the user may use."""
 
+    StackedInline = _StackedInline[Any, Any]
     TabularInline = _TabularInline[Any, Any]
 
     def display(
@@ -52,10 +54,10 @@ if TYPE_CHECKING:
     ) -> Callable[[Function], Function]:
         """Describe an action: on a list it gets a queryset, on an object's page the object's id."""
 else:
-    from unfold.admin import ModelAdmin, TabularInline
+    from unfold.admin import ModelAdmin, StackedInline, TabularInline
     from unfold.decorators import action, display
 
-__all__ = ["Fieldsets", "ModelAdmin", "TabularInline", "action", "display"]
+__all__ = ["Fieldsets", "ModelAdmin", "StackedInline", "TabularInline", "action", "display"]
 
 #: The sections of a page, as in Django's ModelAdmin.fieldsets.
 Fieldsets = tuple[tuple[str | None, Any], ...]

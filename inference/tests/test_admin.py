@@ -289,22 +289,26 @@ def test_it_asks_nothing_where_nothing_is_taken_away(site: Client, deployment: D
 
 
 def test_it_adds_prices_and_changes_none(site: Client, deployment: Deployment) -> None:
-    def change(price: dict[str, Any], initial: int = 0) -> str:
-        fields = {"model": deployment.model_id, "provider": deployment.provider_id, "upstream_name": "small-1"}
-        fields |= {"order": 0, "weight": 1, "is_enabled": "on", "output_parameter": "max_tokens"}
-        form = {**fields, **formset("prices", price, initial=initial)}
-        return site.post(page_of(deployment, DEPLOYMENTS), form).content.decode()
-
     price = deployment.prices.get()
-    change({**NEW_PRICE, "id": price.pk, "deployment": deployment.pk}, initial=1)
-    price.refresh_from_db()
-    assert price.input_per_million == Decimal(1)
     assert site.post(f"{PRICES}{price.pk}/change/", NEW_PRICE).status_code == 403
-    assert "greater than or equal to 0" in change({**NEW_PRICE, "input_per_million": "-1"})
-    change(NEW_PRICE)
+    add = site.get(page_of(deployment, DEPLOYMENTS, "add-price/")).url  # type: ignore[attr-defined]
+    assert add == f"{PRICES}add/?deployment={deployment.pk}"
+    new = {**NEW_PRICE, "deployment": deployment.pk}
+    assert "greater than or equal to 0" in site.post(add, {**new, "input_per_million": "-1"}).content.decode()
+    assert site.post(add, new).status_code == 302
     assert deployment.prices.count() == 2
     assert (latest().action, latest().target_type) == ("created", "price")
     assert latest().after["output_per_million"] == "0.600000000"
+    page = site.get(page_of(deployment, DEPLOYMENTS)).content.decode()
+    assert "$0.15" in page
+    assert "$1.00" in page
+
+
+def test_a_new_deployment_can_have_its_first_price(site: Client, deployment: Deployment) -> None:
+    fields: dict[str, Any] = {"model": deployment.model_id, "provider": deployment.provider_id, "is_enabled": "on"}
+    fields |= {"upstream_name": "small-2", "order": 0, "weight": 1, "output_parameter": "max_tokens"}
+    assert site.post(f"{DEPLOYMENTS}add/", {**fields, **formset("prices", NEW_PRICE)}).status_code == 302
+    assert Price.objects.get(deployment__upstream_name="small-2").output_per_million == Decimal("0.6")
 
 
 def test_it_lists_deployments_with_their_prices_and_breakers(site: Client, deployment: Deployment) -> None:
