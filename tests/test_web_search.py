@@ -188,6 +188,24 @@ def test_a_message_s_search_needs_its_most_uses(platform: Platform, key: str, us
     assert "tools[0].max_uses" in answer.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "tool", "more", "named"),
+    [
+        (MESSAGES, {**SEARCH, "Max_Uses": 99}, {}, "tools[0].Max_Uses"),
+        (MESSAGES, {**SEARCH, "Type": "custom"}, {}, "tools[0].Type"),
+        (RESPONSES, {"type": "web_search"}, {"max_tool_calls": 1, "Max_Tool_Calls": 99}, "Max_Tool_Calls"),
+        (RESPONSES, {"type": "web_search"}, {"max_tool_calls": 1, "maxToolCalls": 99}, "maxToolCalls"),
+    ],
+)
+def test_a_bound_has_one_spelling(
+    platform: Platform, key: str, path: str, tool: dict[str, Any], more: dict[str, Any], named: str
+) -> None:
+    model = f"searching-{'anthropic' if path == MESSAGES else 'openai'}"
+    answer = platform.ask(path, asking(path, model, tools=[tool], **more), key=key)
+    assert answer.status == 400
+    assert answer.error["param"] == named
+
+
 def test_a_budget_covers_all_searches_or_refuses_them(
     platform: Platform, providers: dict[str, ScriptedProvider], key: str
 ) -> None:

@@ -56,7 +56,10 @@ IMAGE_TYPES = ("image_url", "input_image", "computer_screenshot")
 #: Fields that hold parts: of a message, and of a tool's output (a computer's output is a single part).
 CONTENT = ("content", "output")
 #: Names of fields checked here. Servers in Go and .NET read `Content` as `content`.
-LOOKED_AT = MEDIA | {*CONTENT, "type", "role", "summary", "text", "url", "tools", "environment", "execution"}
+LOOKED_AT = MEDIA | {
+    *CONTENT,
+    *("type", "role", "summary", "text", "url", "tools", "environment", "execution", "max_uses"),
+}
 #: Tools whose whole description the caller sends.
 FUNCTIONS = ("function", "custom")
 
