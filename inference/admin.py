@@ -471,7 +471,7 @@ class ModelAdmin(CatalogAdmin):
         return next(map(deployment_price, usable_of(model)), NOTHING)
 
 
-def day_text(at: datetime) -> str:
+def begin_text(at: datetime) -> str:
     """Format a time in UTC; midnight is the day alone."""
     return utc_text(at).removesuffix(" 00:00 UTC")
 
@@ -488,7 +488,7 @@ class PriceColumns(BaseModelAdmin):  # type: ignore[type-arg]  # generic in the 
         return rows
 
     model_link = column("model", lambda price: link(price.deployment.model), ordering="deployment__model__public_name")
-    begins = column("valid from", lambda price: day_text(price.valid_from), ordering="valid_from")
+    begins = column("valid from", lambda price: begin_text(price.valid_from), ordering="valid_from")
     input = column("input per 1M", lambda price: price_text(price.input_per_million), ordering="input_per_million")
     cached_input = column(
         "cached per 1M",
