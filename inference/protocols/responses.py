@@ -230,8 +230,9 @@ class ResponseProtocol(WireProtocol):
 
     def searches(self, body: Body) -> int:
         """Count the searches in the output; to open a page that was found costs nothing (OpenAI's prices)."""
-        output = [item for item in body.get("output") or () if isinstance(item, dict)]
-        actions = [item.get("action") for item in output if item.get("type") == "web_search_call"]
+        output = body.get("output")
+        items = [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
+        actions = [item.get("action") for item in items if item.get("type") == "web_search_call"]
         return sum(not isinstance(each, dict) or each.get("type", "search") == "search" for each in actions)
 
     def reported(self, body: Body) -> Usage | None:

@@ -332,3 +332,12 @@ def test_it_counts_with_each_model_s_own_encoding() -> None:
     assert count_tokens([], model="gpt-4o") == 0
     for odd in ("<|endoftext|>", "half of a pair: \ud83d"):  # no special token, and no text at all
         assert count_tokens([odd], model="gpt-4o") > 1
+
+
+@pytest.mark.parametrize("output", [None, 7, "text", {}, ["odd", {"type": "web_search_call", "action": 7}]])
+def test_a_response_s_end_is_read_whatever_its_output_is(output: Any) -> None:
+    reader = response_protocol.reader({"input": "a"})
+    ended = {"output": output, "usage": {"input_tokens": 9, "output_tokens": 3}}
+    reader.feed(b"data: " + json.dumps({"type": "response.completed", "response": ended}).encode() + b"\n\n")
+    assert reader.usage is not None
+    assert (reader.usage.input_tokens, reader.usage.web_searches) == (9, isinstance(output, list))
