@@ -86,10 +86,14 @@ class Rates:
 
     def in_tier(self, name: Any) -> Rates:
         """Return the rates of a service tier; these if it has none of its own."""
+        if not self.tiers:
+            return self
         return next((rates for tier, rates in self.tiers if tier == name), self)
 
     def for_prompt(self, tokens: int) -> Rates:
         """Return the rates of a prompt with this number of tokens."""
+        if not self.steps:
+            return self
         return next((rates for above, rates in self.steps if tokens > above), self)
 
     def cost(self, usage: Usage) -> int:
@@ -111,15 +115,17 @@ class Rates:
 
         A provider may serve a call in the tier that it asks for, or in the ordinary one; if it asks for none, in any.
         """
+        if not self.tiers and not self.steps:
+            return self._highest
         tiers = [self, *(rates for name, rates in self.tiers if tier in (name, None, "auto"))]
         steps = [rates for each in tiers for above, rates in each.steps if prompt_tokens > above]
-        reached = [*tiers, *steps]
-        return Ceiling(
-            max(max(each.input, each.cached_input, each.cache_write, each.cache_write_1h) for each in reached),
-            max(max(each.output, each.reasoning) for each in reached),
-            max(each.request for each in reached),
-            max(each.search or 0 for each in reached),
-        )
+        return Ceiling(*map(max, zip(*(each._highest for each in (*tiers, *steps)), strict=True)))
+
+    @property
+    def _highest(self) -> Ceiling:
+        """Return the highest prices of these rates alone."""
+        read = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h)
+        return Ceiling(read, max(self.output, self.reasoning), self.request, self.search or 0)
 
 
 def _nano_or(price: Decimal | None, otherwise: int) -> int:
