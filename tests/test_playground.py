@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -137,11 +138,24 @@ def test_it_shows_what_is_refused_and_when_to_try_again(page: Page, service: Ser
     expect(alert).to_contain_text("Request id")
     expect(alert.get_by_role("timer")).to_contain_text(" s")
     expect(alert.get_by_role("button", name="Send again")).to_be_disabled()
+    box = page.locator("#talk")
+    assert box.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight") < 2, "the reason is in view"
+    assert re.search(r"Request id\s*\w{8}", page.inner_text("#facts"))
     alert.get_by_role("link").click()
     expect(page.locator("#code-rate_limited")).to_be_in_viewport()
     assert grave_faults(page) == []
     assert not watched.complaints
     assert watched.keeps(spent) == []
+
+
+def test_it_keeps_what_is_typed_while_it_answers(playground: Watched, fake: FakeUpstream) -> None:
+    page = playground.page
+    fake.set(chunk_interval_ms=50)
+    page.fill("#text", "a question of a few words")
+    page.click("#send")
+    page.fill("#text", "the next one")
+    expect(page.locator("#status")).to_contain_text("Answered in")
+    expect(page.locator("#text")).to_have_value("the next one")
 
 
 @pytest.mark.parametrize("endpoint", ["/chat", "/v1/chat/completions"])

@@ -167,7 +167,10 @@ export class Pane {
     }
     const refusal = error instanceof Refusal ? error : new Refusal("The answer broke off.", { code: "unreachable", requestId: answer?.headers.get("X-Request-ID") });
     this.say(`Failed after ${total}.`);
+    if (refusal.requestId) this.showFacts(answer?.headers ?? new Headers({ "X-Request-ID": refusal.requestId }), {});
     this.part("answer").hidden = !this.text;
     this.endCountdown = showRefusal(this.part("failure"), refusal, { again: this.again });
+    this.show();
+    this.part("talk").scrollTop = this.part("talk").scrollHeight; // the reason is at the end
   }
 }

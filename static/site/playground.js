@@ -118,7 +118,7 @@ async function ask() {
 /** Keep a turn of the conversation, which the models get with the next question. */
 function remember(question, number) {
   for (const pane of panes.slice(0, number)) pane.turns.push({ question, answer: pane.text });
-  byId("text").value = "";
+  if (byId("text").value === question) byId("text").value = ""; // what was typed meanwhile stays
   byId("clear").hidden = false;
   showLength();
 }
