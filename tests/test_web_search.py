@@ -126,6 +126,25 @@ def test_a_response_s_searches_are_billed(
     assert (record.usage_source, searches(platform, answer)) == ("provider", 2)
 
 
+def test_the_searches_of_a_failed_response_are_billed(
+    platform: Platform, providers: dict[str, ScriptedProvider], key: str
+) -> None:
+    failed: dict[str, Any] = {
+        "id": "r",
+        "object": "response",
+        "status": "failed",
+        "error": {"code": "server_error", "message": "no"},
+    }
+    failed |= {"output": ITEMS[:3], "usage": {"input_tokens": 9000, "output_tokens": 30}}
+    kinds = [("response.created", {"id": "r", "status": "in_progress"}), ("response.failed", failed)]
+    events = [event({"type": kind, "response": each}, kind) for kind, each in kinds]
+    providers["openai"].script("searching-openai", Reply(body=events))
+    answer = ask(platform, key, RESPONSES, "searching", max_tool_calls=3, stream=True)
+    record = platform.record(answer)
+    assert record.cost == 9000 * IN + 30 * OUT + 2 * CENT
+    assert (record.usage_source, searches(platform, answer)) == ("provider", 2)
+
+
 def test_a_search_that_breaks_off_is_estimated_with_what_it_read(
     platform: Platform, providers: dict[str, ScriptedProvider], key: str
 ) -> None:

@@ -249,8 +249,21 @@ def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
     if not error and not is_error:
         return None
     fields = error if isinstance(error, dict) else {} if error or is_failed else body
-    usage = parse_usage(response.get("usage"))
+    usage = response_usage(response)
     return ProviderError(fields, response=response if is_failed else {}, usage=usage if usage != NOTHING else None)
+
+
+def searches_in(output: Any) -> int:
+    """Count the web searches in a response's output; to open a page that was found costs nothing (OpenAI's prices)."""
+    items = [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
+    actions = [item.get("action") for item in items if item.get("type") == "web_search_call"]
+    return sum(not isinstance(each, dict) or each.get("type", "search") == "search" for each in actions)
+
+
+def response_usage(response: Body) -> Usage | None:
+    """Return the usage of a response, with the searches in its output, which OpenAI's usage lacks; None if invalid."""
+    usage, searches = parse_usage(response.get("usage")), searches_in(response.get("output"))
+    return replace(usage, web_searches=searches) if usage is not None and searches else usage
 
 
 def choices_in(body: Body) -> list[Body]:

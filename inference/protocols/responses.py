@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,8 @@ from inference.protocols.base import (
     Payload,
     WireProtocol,
     count_tokens,
+    response_usage,
+    searches_in,
 )
 from inference.protocols.content import (
     FUNCTIONS,
@@ -229,17 +230,12 @@ class ResponseProtocol(WireProtocol):
         return payload["max_tool_calls"] if searches_web(payload) else 0
 
     def searches(self, body: Body) -> int:
-        """Count the searches in the output; to open a page that was found costs nothing (OpenAI's prices)."""
-        output = body.get("output")
-        items = [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
-        actions = [item.get("action") for item in items if item.get("type") == "web_search_call"]
-        return sum(not isinstance(each, dict) or each.get("type", "search") == "search" for each in actions)
+        """Count the searches in the output."""
+        return searches_in(body.get("output"))
 
     def reported(self, body: Body) -> Usage | None:
-        """Add the searches, which OpenAI's usage lacks."""
-        found = super().reported(body)
-        searches = self.searches(body) if found is not None else 0
-        return replace(found, web_searches=searches) if found is not None and searches else found
+        """Add the searches."""
+        return response_usage(body)
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON, the most of each image and built-in tool, and overhead."""
